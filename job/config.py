@@ -162,7 +162,7 @@ class OptimizerConfig:
                 f"optimizer.learning_rate={self.learning_rate}",
             ),
             (
-                0 <= self.initial_learning_rate,
+                self.initial_learning_rate >= 0,
                 f"optimizer.initial_learning_rate={self.initial_learning_rate} must be at least 0",
             ),
         )
@@ -328,6 +328,11 @@ class Config:
             (
                 self.data.stride is None or self.data.order == "windows",
                 f"data.stride={self.data.stride} has no meaning with data.order={self.data.order!r}",
+            ),
+            (
+                self.optimizer.schedule == "constant" or bool(self.training.max_steps or self.training.epochs),
+                f"optimizer.schedule={self.optimizer.schedule!r} needs an end in steps: set training.max_steps or "
+                "training.epochs",
             ),
         )
 
