@@ -1,0 +1,127 @@
+"""The history of a run as JSON lines: each step once, however often the run was stopped.
+
+History events (steps, evaluations, samples) travel in segments, one per checkpoint, and count only when the
+checkpoint does. Facts of an attempt (started, rejected, saved, ended) are kept beside them. `events.jsonl` is a view
+of both, ordered by attempt and by their number within it; no clock decides.
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from job.checkpoint import history
+from job.checkpoint.record import Record, StoredObject, canonical
+from job.infra.object_store import ObjectStore
+
+VIEW = "events.jsonl"
+Event = dict[str, Any]
+
+
+class EventLog:
+    """Appends events to a local file and remembers those that the next checkpoint carries.
+
+    Args:
+        path: The local file; rewritten now with `past`.
+        past: Events of earlier attempts that still count.
+        attempt: Term of this attempt.
+    """
+
+    def __init__(self, path: Path, past: Sequence[Event], attempt: int) -> None:
+        self.events = list(past)
+        self._attempt = attempt
+        self._number = 0
+        self._segment: list[Event] = []
+        self._facts: list[Event] = []
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        partial.write_bytes(_lines(past))
+        partial.replace(path)
+        self._file = path.open("ab", buffering=0)
+
+    def record(self, event: str, step: int, **fields: Any) -> Event:
+        """Add an event of the run's history: it counts from the next checkpoint on."""
+        line = self._write(event, step, fields)
+        self._segment.append(line)
+        return line
+
+    def note(self, event: str, step: int, **fields: Any) -> Event:
+        """Add a fact of this attempt: it counts whatever becomes of the attempt."""
+        line = self._write(event, step, fields)
+        self._facts.append(line)
+        return line
+
+    def _write(self, event: str, step: int, fields: dict[str, Any]) -> Event:
+        self._number += 1
+        place = {"attempt": self._attempt, "number": self._number}
+        line = {"event": event, "step": step, "time": round(time.time(), 3), **fields, **place}
+        self.events.append(line)
+        self._file.write(_lines([line]))
+        return line
+
+    def segment(self) -> bytes:
+        """History events since the last committed checkpoint, as JSON lines."""
+        return _lines(self._segment)
+
+    def committed(self) -> None:
+        """The checkpoint that carries the present segment is committed."""
+        self._segment.clear()
+
+    def facts(self) -> bytes:
+        """All facts of this attempt, as JSON lines."""
+        return _lines(self._facts)
+
+    def view(self) -> bytes:
+        """The whole of `events.jsonl`."""
+        return _lines(self.events)
+
+    def has(self, event: str, step: int) -> bool:
+        """Whether such an event of that step is there."""
+        return any(line["event"] == event and line["step"] == step for line in self.events)
+
+    def close(self) -> None:
+        """Close the local file."""
+        self._file.close()
+
+
+def facts_key(attempt: str, term: int) -> str:
+    """Key of an attempt's facts."""
+    return f"events/{term:010d}-{attempt}/facts.jsonl"
+
+
+def past_events(objects: ObjectStore, records: Sequence[Record], last: Record | None) -> list[Event]:
+    """Events that led to the checkpoint `last`, and the facts of every attempt; whatever can be read of them."""
+    line = history.lineage(records, last) if last else []
+    segments = [StoredObject(**record.facts["events"]).key for record in line]
+    fences = [record for record in records if record.kind == "fence"]
+    events: list[Event] = []
+    for key in [*segments, *(facts_key(fence.attempt, fence.term) for fence in fences)]:
+        events += _read(objects, key)
+    return sorted(events, key=lambda event: (event["attempt"], event["number"]))
+
+
+def _read(objects: ObjectStore, key: str) -> Iterable[Event]:
+    try:
+        content = objects.read(key)
+    except KeyError:
+        return []
+    return parse_lines(content)
+
+
+def parse_lines(content: bytes) -> list[Event]:
+    """Events of JSON lines; a line that is cut or foreign is left out."""
+    events = []
+    for line in content.splitlines():
+        try:
+            event = json.loads(line)
+            (event["attempt"], event["number"], event["event"], event["step"])
+        except (ValueError, KeyError, TypeError):
+            continue
+        events.append(event)
+    return events
+
+
+def _lines(events: Iterable[Event]) -> bytes:
+    return b"".join(canonical(event) + b"\n" for event in events)

@@ -1,0 +1,144 @@
+"""One line of a run's commit log: a small JSON value that carries its own hash.
+
+Canonical form: UTF-8, sorted keys, no spaces, no NaN. `record_sha256` covers every other field, so a record that was
+cut, bent or mixed up is noticed before anything in it is believed.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+FORMAT = 1
+Kind = Literal["fence", "checkpoint", "prune", "complete"]
+_LARGEST = 4 << 20  # bytes of one record; a real one has a few thousand
+
+
+class DamagedRecord(ValueError):
+    """The bytes are not a record of this format, or not the ones that were written."""
+
+
+def canonical(value: Any) -> bytes:
+    """JSON bytes that are the same for equal values; numbers that JSON lacks become null."""
+    return json.dumps(
+        _finite(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    ).encode()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """One data object that a checkpoint consists of."""
+
+    key: str
+    size: int
+    sha256: str
+
+    @property
+    def name(self) -> str:
+        """File name without the folders."""
+        return self.key.rpartition("/")[2]
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {"key": self.key, "size": self.size, "sha256": self.sha256}
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A record of the log.
+
+    Args:
+        kind: fence (an attempt begins), checkpoint, prune (names records whose data goes) or complete.
+        seq: Place in the log, dense from 1.
+        term: seq of the fence of the attempt that wrote it.
+        attempt: Random id of that attempt.
+        facts: All other fields, JSON values.
+    """
+
+    kind: Kind
+    seq: int
+    term: int
+    attempt: str
+    facts: Mapping[str, Any]
+
+    @property
+    def content(self) -> bytes:
+        """The bytes to store."""
+        return canonical({**self._fields(), "record_sha256": self.sha256})
+
+    @property
+    def sha256(self) -> str:
+        """Hash of every field but itself, in hex."""
+        return hashlib.sha256(canonical(self._fields())).hexdigest()
+
+    def _fields(self) -> dict[str, Any]:
+        own = {"format": FORMAT, "kind": self.kind, "seq": self.seq, "term": self.term, "attempt": self.attempt}
+        return {**self.facts, **own}
+
+    @property
+    def step(self) -> int:
+        """Steps taken at a checkpoint or at completion."""
+        return int(self.facts["step"])
+
+    @property
+    def chain(self) -> str:
+        """The chain of steps up to here, in hex."""
+        return str(self.facts["chain"])
+
+    @property
+    def val_loss(self) -> float | None:
+        """Validation loss measured at this checkpoint's step, nats per token."""
+        loss = self.facts["eval"].get("val_loss")
+        return None if loss is None else float(loss)
+
+    @property
+    def objects(self) -> list[StoredObject]:
+        """The data objects of a checkpoint."""
+        return [StoredObject(**entry) for entry in self.facts.get("objects", [])]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all data objects."""
+        return sum(stored.size for stored in self.objects)
+
+
+def log_key(seq: int) -> str:
+    """Key of record `seq`."""
+    return f"log/{seq:012d}.json"
+
+
+def parse(content: bytes, seq: int) -> Record:
+    """The record stored as number `seq`.
+
+    Raises:
+        DamagedRecord: Not JSON, not this format, a wrong number or a wrong hash.
+    """
+    if len(content) > _LARGEST:
+        raise DamagedRecord(f"record {seq} has {len(content)} bytes")
+    try:
+        fields = json.loads(content)
+        claimed = fields.pop("record_sha256")
+        record_format = fields.pop("format")
+        known = {name: fields.pop(name) for name in ("kind", "seq", "term", "attempt")}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DamagedRecord(f"record {seq} is not a record: {type(error).__name__}") from error
+    if record_format != FORMAT:
+        raise DamagedRecord(f"record {seq} has format {record_format}, this job reads {FORMAT}")
+    if known["kind"] not in get_args(Kind) or known["seq"] != seq:
+        raise DamagedRecord(f"record {seq} says it is {known['kind']} {known['seq']}")
+    record = Record(**known, facts=fields)
+    if record.sha256 != claimed:
+        raise DamagedRecord(f"record {seq} does not match its own hash")
+    return record
