@@ -1,0 +1,194 @@
+"""What every object store promises, as tests that any implementation can inherit."""
+
+import hashlib
+import random
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
+import pytest
+
+
+class ObjectStoreContract:
+    """What any ObjectStore must do. Subclasses provide the `store` fixture: empty, and with parts of 5 MiB if any."""
+
+    def test_get_returns_what_put_stored(self, store, tmp_path):
+        """An object comes back byte for byte."""
+        store.put("a/b", [b"abc"])
+        store.get("a/b", tmp_path / "out")
+
+        assert (tmp_path / "out").read_bytes() == b"abc"
+
+    def test_pieces_are_one_object(self, store):
+        """An object given in pieces, some of them empty, is their concatenation."""
+        store.put("a", [b"", b"ab", memoryview(b"0123")[1:3], b"", b"c"])
+
+        assert store.read("a") == b"ab12c"
+
+    @pytest.mark.parametrize("content", [[], [b""]])
+    def test_empty_object(self, store, tmp_path, content):
+        """An object without bytes is an object like any other."""
+        store.put("empty", content)
+        digest = store.get("empty", tmp_path / "out")
+
+        assert digest == hashlib.sha256().hexdigest()
+        assert (tmp_path / "out").read_bytes() == store.read("empty") == b""
+        assert (store.size("empty"), store.keys("")) == (0, ["empty"])
+
+    def test_get_returns_the_hash(self, store, tmp_path):
+        """`get` returns the SHA-256 of what it wrote."""
+        store.put("a", [b"abc"])
+
+        assert store.get("a", tmp_path / "out") == hashlib.sha256(b"abc").hexdigest()
+
+    def test_get_replaces_the_target(self, store, tmp_path):
+        """A longer file that was there before leaves nothing behind."""
+        (tmp_path / "out").write_bytes(b"something longer")
+        store.put("a", [b"abc"])
+        store.get("a", tmp_path / "out")
+
+        assert (tmp_path / "out").read_bytes() == b"abc"
+
+    def test_large_object(self, store, tmp_path):
+        """An object of several parts, cut elsewhere than its pieces, comes back whole and hashed in order."""
+        content = random.Random(0).randbytes((16 << 20) + 1)
+        view = memoryview(content)
+        store.put("large", [view[:7], view[7 : 6 << 20], view[6 << 20 :]])
+        digest = store.get("large", tmp_path / "out")
+
+        assert (tmp_path / "out").read_bytes() == content
+        assert digest == hashlib.sha256(content).hexdigest()
+        assert store.size("large") == len(content)
+
+    def test_put_replaces(self, store):
+        """The last `put` counts."""
+        store.put("a", [b"old and long"])
+        store.put("a", [b"new"])
+
+        assert store.read("a") == b"new"
+
+    def test_size(self, store):
+        """`size` counts bytes."""
+        store.put("a", [b"abc", b"de"])
+
+        assert store.size("a") == 5
+
+    def test_create_wins_once(self, store):
+        """A second `create` is refused and changes nothing."""
+        assert [store.create("log/1", b"first"), store.create("log/1", b"second")] == [True, False]
+        assert store.read("log/1") == b"first"
+
+    def test_create_respects_put(self, store):
+        """`create` does not replace what `put` stored."""
+        store.put("a", [b"put"])
+
+        assert not store.create("a", b"created")
+        assert store.read("a") == b"put"
+
+    def test_create_after_delete(self, store):
+        """A key that was deleted is free again."""
+        store.create("a", b"first")
+        store.delete("a")
+
+        assert store.create("a", b"second")
+        assert store.read("a") == b"second"
+
+    def test_racing_creates_have_one_winner(self, store):
+        """Of 16 writers at once exactly one creates the object, and it is the one that is told so."""
+        start = Barrier(16)
+
+        def race(writer):
+            start.wait()
+            return store.create("log/1", f"writer {writer}".encode())
+
+        with ThreadPoolExecutor(16) as pool:
+            won = list(pool.map(race, range(16)))
+
+        assert won.count(True) == 1
+        assert store.read("log/1") == f"writer {won.index(True)}".encode()
+
+    def test_missing_object(self, store, tmp_path):
+        """Reading an absent key in any way raises KeyError and leaves no file."""
+        store.put("a/b", [b"a neighbour"])
+        for read in (lambda key: store.get(key, tmp_path / "out"), store.read, store.size):
+            for key in ("nope", "a", "a/c", "nope/nope"):
+                with pytest.raises(KeyError):
+                    read(key)
+
+        assert not (tmp_path / "out").exists()
+
+    def test_empty_store_has_no_keys(self, store):
+        """A store that was never written to is empty."""
+        assert store.keys("") == store.keys("log/") == []
+
+    def test_keys_are_sorted(self, store):
+        """Keys come in the order of their characters, whatever order they were written in."""
+        for key in ("b", "a/10", "a/9", "a-b", "Z"):
+            store.put(key, [b""])
+
+        assert store.keys("") == ["Z", "a-b", "a/10", "a/9", "b"]
+
+    def test_keys_with_a_prefix(self, store):
+        """A prefix is characters, not a folder."""
+        for key in ("log/1", "log/2", "logs/1", "lo", "a/log/1"):
+            store.put(key, [b""])
+
+        assert store.keys("log/") == ["log/1", "log/2"]
+        assert store.keys("log") == ["log/1", "log/2", "logs/1"]
+        assert store.keys("a/l") == ["a/log/1"]
+        assert store.keys("nope/") == store.keys("/") == []
+
+    def test_keys_are_complete(self, store):
+        """A listing of several pages is whole."""
+        keys = [f"log/{n:04d}" for n in range(250)]
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda key: store.put(key, [b"."]), keys))
+
+        assert store.keys("log/") == keys
+
+    def test_delete(self, store):
+        """A deleted object is gone, its neighbours are not."""
+        store.put("a/b", [b"abc"])
+        store.put("a/c", [b"abc"])
+        store.delete("a/b")
+
+        assert store.keys("") == ["a/c"]
+
+    def test_delete_twice(self, store):
+        """Deleting what is not there is no error."""
+        store.put("a", [b"abc"])
+        store.delete("a")
+        store.delete("a")
+        store.delete("never/was")
+
+        assert store.keys("") == []
+
+    def test_objects_are_seen_whole(self, store):
+        """Who reads while an object is being replaced sees the old one or the new one."""
+        versions = [bytes([n]) * 300_000 for n in range(20)]
+        store.put("a", versions[:1])
+
+        def write():
+            for version in versions:
+                store.put("a", [version[:1000], version[1000:]])
+
+        with ThreadPoolExecutor(1) as pool:
+            writing = pool.submit(write)
+            seen = [store.read("a")]
+            while not writing.done():
+                seen.append(store.read("a"))
+
+        assert writing.exception() is None
+        assert set(seen) <= set(versions)
+
+    def test_writers_and_deleters_do_not_hinder_each_other(self, store):
+        """Neighbours that come and go at the same time are all stored and all deleted."""
+
+        def come_and_go(writer):
+            for n in range(10):
+                store.put(f"data/{writer}/{n}", [b"abc"])
+                store.delete(f"data/{writer}/{n}")
+
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(come_and_go, range(4)))
+
+        assert store.keys("") == []

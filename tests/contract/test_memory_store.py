@@ -1,0 +1,12 @@
+"""The store in memory that the protocol's tests play histories on keeps the same promises as the real ones."""
+
+import pytest
+
+from tests.contract.object_store_contract import ObjectStoreContract
+from tests.memory_store import MemoryObjectStore
+
+
+class TestMemoryObjectStore(ObjectStoreContract):
+    @pytest.fixture
+    def store(self):
+        return MemoryObjectStore()

@@ -1,0 +1,212 @@
+"""A real S3 server for tests: OpenStack Swift with its S3 API, over TLS, on loopback, in one folder.
+
+Four processes of one user, nothing installed outside a virtual environment of its own (`make .venv-s3`). Swift is the
+server here because it checks what boto3 sends (signatures, checksum trailers) and honours `If-None-Match: *`, with help
+from `swift_filter.py` when writers race. A listing comes in pages of 100 keys: a few hundred objects are several pages.
+"""
+
+import http.client
+import os
+import pwd
+import signal
+import socket
+import ssl
+import subprocess
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import boto3.session
+from botocore.config import Config
+
+_SERVERS = ("proxy", "account", "container", "object")
+_START_SECONDS = 60
+
+_SWIFT = """
+[swift-hash]
+swift_hash_path_prefix = testprefix
+swift_hash_path_suffix = testsuffix
+[storage-policy:0]
+name = gold
+default = yes
+policy_type = replication
+"""
+
+_STORAGE = """
+[DEFAULT]
+bind_ip = 127.0.0.1
+bind_port = {port}
+swift_dir = {folder}/etc
+devices = {folder}/dev
+mount_check = false
+workers = 0
+user = {user}
+log_level = WARNING
+disable_fallocate = true
+fallocate_reserve = 0
+[pipeline:main]
+pipeline = {name}-server
+[app:{name}-server]
+use = egg:swift#{name}
+"""
+
+_PROXY = """
+[DEFAULT]
+bind_ip = 127.0.0.1
+bind_port = {port}
+swift_dir = {folder}/etc
+workers = 0
+user = {user}
+log_level = WARNING
+cert_file = {folder}/cert.pem
+key_file = {folder}/key.pem
+[pipeline:main]
+pipeline = catch_errors gatekeeper healthcheck cache listing_formats take_turns s3api tempauth slo dlo \
+versioned_writes symlink proxy-server
+[app:proxy-server]
+use = egg:swift#proxy
+account_autocreate = true
+allow_account_management = true
+[filter:take_turns]
+paste.filter_factory = swift_filter:filter_factory
+[filter:s3api]
+use = egg:swift#s3api
+s3_acl = false
+location = us-east-1
+min_segment_size = 5242880
+max_upload_part_num = 10000
+max_bucket_listing = 100
+[filter:tempauth]
+use = egg:swift#tempauth
+user_test_tester = testing .admin
+[filter:slo]
+use = egg:swift#slo
+max_manifest_segments = 10000
+max_manifest_size = 8388608
+[filter:dlo]
+use = egg:swift#dlo
+[filter:versioned_writes]
+use = egg:swift#versioned_writes
+allow_versioned_writes = true
+allow_object_versioning = true
+[filter:symlink]
+use = egg:swift#symlink
+[filter:catch_errors]
+use = egg:swift#catch_errors
+[filter:gatekeeper]
+use = egg:swift#gatekeeper
+[filter:healthcheck]
+use = egg:swift#healthcheck
+[filter:cache]
+use = egg:swift#memcache
+memcache_servers = 127.0.0.1:1
+[filter:listing_formats]
+use = egg:swift#listing_formats
+"""
+
+
+class S3Server:
+    """A server that keeps its objects in `folder` over stop and start. Path-style addressing only."""
+
+    region = "us-east-1"
+    access_key = "test:tester"
+    secret_key = "testing"
+    bucket = "runs"
+
+    def __init__(self, folder: Path, venv: Path) -> None:
+        self._folder, self._bin = folder, venv / "bin"
+        self._ports = dict(zip(_SERVERS, _free_ports(len(_SERVERS)), strict=True))
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self.ca = folder / "cert.pem"
+        self.endpoint = f"https://127.0.0.1:{self._ports['proxy']}"
+        (folder / "etc").mkdir()
+        (folder / "dev" / "d1").mkdir(parents=True)
+        self._configure()
+        self._build_rings()
+        _make_certificate(folder)
+
+    def start(self) -> None:
+        """Start all processes; returns when they answer."""
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}  # for swift_filter
+        for name in _SERVERS:
+            command = [self._bin / f"swift-{name}-server", self._folder / "etc" / f"{name}-server.conf", "-v"]
+            with (self._folder / f"{name}.log").open("ab") as log:
+                self._processes.append(
+                    subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+                )
+        deadline = time.monotonic() + _START_SECONDS
+        while not self._answers():
+            if time.monotonic() > deadline or any(process.poll() is not None for process in self._processes):
+                self.stop()
+                logs = "".join(path.read_text(errors="replace")[-1000:] for path in self._folder.glob("*.log"))
+                raise RuntimeError(f"Swift did not start: {logs}")
+            time.sleep(0.1)
+
+    def stop(self) -> None:
+        """Kill all processes at once, as a power cut would."""
+        for process in self._processes:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+        for process in self._processes:
+            process.wait()
+        self._processes.clear()
+
+    def fresh_uri(self) -> str:
+        """A place in the bucket where nothing is yet."""
+        return f"s3://{self.bucket}/{uuid.uuid4().hex}"
+
+    def client(self) -> Any:
+        """A boto3 client with the right keys, for what the job itself never does."""
+        session = boto3.session.Session(self.access_key, self.secret_key, region_name=self.region)
+        options = Config(s3={"addressing_style": "path"})
+        return session.client("s3", endpoint_url=self.endpoint, verify=str(self.ca), config=options)
+
+    def _configure(self) -> None:
+        etc, user = self._folder / "etc", pwd.getpwuid(os.getuid()).pw_name
+        (etc / "swift.conf").write_text(_SWIFT)
+        for name, port in self._ports.items():
+            template = _PROXY if name == "proxy" else _STORAGE
+            text = template.format(name=name, port=port, folder=self._folder, user=user)
+            (etc / f"{name}-server.conf").write_text(text)
+
+    def _build_rings(self) -> None:
+        """One device on one node; the three rings at once, because each command takes a while to load."""
+        tool, rings = self._bin / "swift-ring-builder", []
+        for name in _SERVERS[1:]:
+            builder = f"{tool} {name}.builder"
+            device = f"r1z1-127.0.0.1:{self._ports[name]}/d1"
+            steps = f"{builder} create 0 1 0 && {builder} add {device} 1 && {builder} rebalance"
+            rings.append(subprocess.Popen(["sh", "-c", steps], cwd=self._folder / "etc", stdout=subprocess.DEVNULL))
+        statuses = [ring.wait() for ring in rings]
+        if any(statuses):
+            raise RuntimeError("swift-ring-builder failed")
+
+    def _answers(self) -> bool:
+        try:
+            for name in _SERVERS[1:]:
+                socket.create_connection(("127.0.0.1", self._ports[name]), timeout=1).close()
+            context = ssl.create_default_context(cafile=self.ca)
+            proxy = http.client.HTTPSConnection("127.0.0.1", self._ports["proxy"], timeout=5, context=context)
+            proxy.request("GET", "/healthcheck")
+            return proxy.getresponse().read() == b"OK"
+        except OSError:
+            return False
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def _make_certificate(folder: Path) -> None:
+    """`cert.pem` and `key.pem`: a certificate for loopback that is its own authority."""
+    names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    authority = ["-addext", "basicConstraints=critical,CA:TRUE"]
+    form = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "30", "-keyout", "key.pem", "-out", "cert.pem"]
+    subprocess.run(["openssl", *form, *names, *authority], cwd=folder, check=True, capture_output=True)
