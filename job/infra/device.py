@@ -1,0 +1,144 @@
+"""What the machine offers, what `auto` becomes on it, and switching torch to it.
+
+The outcome is stored with the run and used again on resume, because results repeat bit for bit only on the same
+device, with the same precision and the same number of threads.
+"""
+
+import contextlib
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from job.config import RuntimeConfig
+from job.errors import ConfigError
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Numerics:
+    """Everything about the machine that decides the bits of a result."""
+
+    device: str
+    precision: str
+    compile: bool
+    deterministic: bool
+    threads: int
+    world_size: int = 1
+    attention: str = "sdpa"
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON values, with the versions that matter beside them."""
+        return {**asdict(self), "torch": torch.__version__, "cuda": torch.version.cuda}
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """The context in which a forward pass runs."""
+        if self.precision == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device, dtype=_DTYPES[self.precision])
+
+
+def choose_numerics(runtime: RuntimeConfig, stored: Mapping[str, Any] | None) -> Numerics:
+    """What this run computes with.
+
+    Args:
+        runtime: What was asked for; `auto` takes what the run used before, else the best of this machine.
+        stored: Numerics of the checkpoint that is continued.
+
+    Raises:
+        ConfigError: What was asked for, or used before, is not to be had here.
+    """
+    before = stored or {}
+    device = _asked(runtime.device) or before.get("device") or _best_device()
+    _require_device(device)
+    precision = _asked(runtime.precision) or before.get("precision") or _best_precision(device)
+    compiled = {"on": True, "off": False, "auto": bool(before.get("compile", False))}[runtime.compile]
+    return Numerics(
+        device=device,
+        precision=precision,
+        compile=compiled,
+        deterministic=runtime.deterministic,
+        threads=runtime.threads or before.get("threads") or usable_cores(),
+    )
+
+
+def changes(numerics: Numerics, stored: Mapping[str, Any]) -> list[str]:
+    """What differs from the numerics a run was saved with, one sentence each."""
+    now = numerics.plain()
+    return [
+        f"{name} was {stored[name]}, is {value}"
+        for name, value in now.items()
+        if name in stored and stored[name] != value
+    ]
+
+
+def apply_numerics(numerics: Numerics) -> torch.device:
+    """Switch torch to `numerics`; returns the device."""
+    torch.set_num_threads(numerics.threads)
+    torch.use_deterministic_algorithms(numerics.deterministic)
+    if numerics.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cudnn.benchmark = False
+    return torch.device(numerics.device)
+
+
+def usable_cores() -> int:
+    """Threads this process should use: torch's own choice, bounded by the container's CPU quota."""
+    return max(1, min(torch.get_num_threads(), _quota()))
+
+
+def _quota() -> int:
+    """Whole cores that a control group (version 2 or 1) allows; many when it does not say."""
+    with contextlib.suppress(OSError, ValueError):
+        limit, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return int(limit) // int(period)
+    with contextlib.suppress(OSError, ValueError):
+        limit = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us").read_text()
+        period = Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us").read_text()
+        if int(limit) > 0:
+            return int(limit) // int(period)
+    return 1 << 16
+
+
+def _asked(setting: str) -> str | None:
+    return None if setting == "auto" else setting
+
+
+def _best_device() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    if any(Path("/dev").glob("nvidia[0-9]*")):
+        raise ConfigError(
+            f"this machine has an NVIDIA GPU that torch cannot use: {_cuda_problem()}; "
+            "mend that, or say --set runtime.device=cpu"
+        )
+    return "cpu"
+
+
+def _require_device(device: str) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            f"runtime.device='cuda', but torch finds no GPU: {_cuda_problem()} (a CPU would do with "
+            "--set runtime.device=cpu, if this size is meant for one)"
+        )
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("runtime.device='mps', but torch finds no Metal GPU on this machine")
+
+
+def _cuda_problem() -> str:
+    """torch's own reason why CUDA does not work."""
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is a build without CUDA"
+    try:
+        torch.zeros(1, device="cuda")
+    except (RuntimeError, AssertionError) as error:
+        return str(error).splitlines()[0]
+    return "no reason given"
+
+
+def _best_precision(device: str) -> str:
+    return "bf16" if device == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
