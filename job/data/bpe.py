@@ -1,0 +1,87 @@
+"""Byte-pair encodings, run by tiktoken. Whole in `to_json`, so that a checkpoint needs no files beside it."""
+
+import base64
+import hashlib
+import unicodedata
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from job.data.alphabets import END_OF_TEXT, Tokens, canonical
+
+LOOK_BACK = 4096  # characters from the end in which a place to cut is looked for
+AFTER_A_WORD = frozenset(" \n.,;:!?\u3001\u3002\uff0c")  # the last three are Chinese and Japanese
+
+
+class BpeTokenizer:
+    """A tiktoken encoding.
+
+    Args:
+        kind: Its name.
+        pattern: Regular expression that divides text into words.
+        ranks: Token bytes -> token; lower ones merge first.
+        special_tokens: Text -> token, for tokens that no ordinary text becomes.
+    """
+
+    def __init__(self, kind: str, pattern: str, ranks: Mapping[bytes, int], special_tokens: Mapping[str, int]) -> None:
+        import tiktoken  # noqa: PLC0415  # `--help` and byte or character runs do without it
+
+        self.kind = kind
+        self._pattern, self._ranks, self._special_tokens = pattern, dict(ranks), dict(special_tokens)
+        self._encoding = tiktoken.Encoding(
+            kind, pat_str=pattern, mergeable_ranks=self._ranks, special_tokens=self._special_tokens
+        )
+        self.vocab_size = self._encoding.n_vocab
+        self.end_of_text = self._special_tokens.get(END_OF_TEXT)
+
+    def encode(self, text: str) -> Tokens:
+        """A prompt's tokens: <|endoftext|> in it is that token, where there is one."""
+        return self._encode(text, {END_OF_TEXT} & self._special_tokens.keys())
+
+    def encode_ordinary(self, text: str) -> Tokens:
+        """A corpus's tokens: <|endoftext|> in it is text like any other."""
+        return self._encode(text, set())
+
+    def decode(self, tokens: Sequence[int] | NDArray[Any]) -> str:
+        """Tokens -> text; bytes that are not UTF-8 become U+FFFD."""
+        return self._encoding.decode(np.asarray(tokens, np.int64).tolist())
+
+    def cut(self, text: str) -> int:
+        """Characters at the start of `text` whose tokens do not depend on the rest; 0 when no place is near the end.
+
+        That place is between a letter and a space, a line end or a common mark: a word ends there, and none of
+        tiktoken's patterns looks back or joins the two. Letters are those of Unicode 3.2, on which all versions of
+        Unicode agree.
+        """
+        for end in range(len(text) - 1, max(0, len(text) - LOOK_BACK), -1):
+            if text[end] in AFTER_A_WORD and unicodedata.ucd_3_2_0.category(text[end - 1])[0] == "L":
+                return end
+        return 0
+
+    def to_json(self) -> bytes:
+        """The tokenizer as canonical JSON: pattern, special tokens, and ranks by base64 of the token."""
+        return canonical(
+            {
+                "kind": self.kind,
+                "pattern": self._pattern,
+                "ranks": {base64.b64encode(token).decode(): rank for token, rank in self._ranks.items()},
+                "special_tokens": self._special_tokens,
+            }
+        )
+
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256, in hex, of `to_json`."""
+        return hashlib.sha256(self.to_json()).hexdigest()
+
+    def _encode(self, text: str, special: set[str]) -> Tokens:
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # half a surrogate pair: a terminal's way to pass on what is not UTF-8
+            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        if hasattr(self._encoding, "encode_to_numpy"):
+            return self._encoding.encode_to_numpy(text, allowed_special=special, disallowed_special=())
+        return np.array(self._encoding.encode(text, allowed_special=special, disallowed_special=()), np.uint32)

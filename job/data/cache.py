@@ -1,0 +1,121 @@
+"""The folder where pulled texts and token files stay between runs, and what makes it safe to share.
+
+content/<sha256><suffixes>   pulled files, named by what is in them
+sources/<sha256 of URI>.json what a URI last gave
+partial/<sha256 of URI>      downloads under way
+tokens/<fingerprint>/        token files
+locks/                       one process at a time does each of the above
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from job.config import DataConfig
+from job.errors import ConfigError
+from job.infra.object_store import folder_errors
+
+Advance = Callable[[], None]  # called whenever bytes or documents have moved; may raise Interrupted
+
+LOCK_POLL = 0.2  # seconds
+READ_BYTES = 1 << 20
+
+log = structlog.get_logger(__name__)
+
+
+def cache_folder(config: DataConfig) -> Path:
+    """`data.cache_dir`, else $XDG_CACHE_HOME/gpt-pretrain-job, else ~/.cache/gpt-pretrain-job."""
+    if config.cache_dir:
+        return Path(config.cache_dir).expanduser().absolute()
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base, "gpt-pretrain-job").absolute()
+    try:
+        return Path.home() / ".cache" / "gpt-pretrain-job"
+    except RuntimeError as error:
+        raise ConfigError("data.cache_dir is unset and this user has no home folder: set it") from error
+
+
+def digest(facts: object) -> str:
+    """SHA-256, in hex, of facts written as canonical JSON."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def hash_file(path: Path, advance: Advance) -> str:
+    """SHA-256, in hex, of the file's bytes."""
+    found = hashlib.sha256()
+    with folder_errors(f"read {path}"), path.open("rb") as file:
+        while chunk := file.read(READ_BYTES):
+            found.update(chunk)
+            advance()
+    return found.hexdigest()
+
+
+@contextmanager
+def locked(cache: Path, name: str, advance: Advance) -> Iterator[None]:
+    """Hold the lock `name` of this cache; waits, as long as it takes, for the process that has it."""
+    path = cache / "locks" / f"{name}.lock"
+    with folder_errors(f"lock {path}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        _wait_for(descriptor, path, advance)
+        yield
+    finally:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing is not enough if a child has the descriptor too
+        os.close(descriptor)
+
+
+def _wait_for(descriptor: int, path: Path, advance: Advance) -> None:
+    announced = False
+    while True:
+        with folder_errors(f"lock {path}"), suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        if not announced:
+            log.info("waiting for another process", lock=str(path))
+            announced = True
+        advance()
+        time.sleep(LOCK_POLL)
+
+
+def write_json(path: Path, facts: dict[str, Any]) -> None:
+    """Write `facts` durably: readers see the old file or the new one."""
+    with folder_errors(f"write {path}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        partial.write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
+        publish(partial, path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The facts in the file; empty when it is missing or is not a JSON object."""
+    try:
+        facts = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
+
+
+def publish(partial: Path, target: Path) -> None:
+    """Give a finished file or folder its name, durably and at once."""
+    flush(partial)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial.replace(target)
+    flush(target.parent)
+
+
+def flush(path: Path) -> None:
+    """Make a file's bytes, or a folder's names, survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,165 @@
+"""The text of a run: `data.corpus` turned into local files whose bytes are known by their hashes."""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote, urlsplit
+
+import structlog
+
+from job.config import DataConfig
+from job.data import formats
+from job.data.addresses import Address, parse_addresses, public
+from job.data.builtin import builtin_text
+from job.data.cache import Advance, cache_folder, digest, hash_file
+from job.data.fetch import Content, ContentCache
+from job.data.formats import Format, format_of
+from job.data.local_files import find_files
+from job.errors import ConfigError, DataError, NotFoundError
+from job.infra.object_store import ObjectStore
+
+SPLIT_WORDS = {"validation": {"val", "valid", "validation"}, "test": {"test"}}
+OpenStore = Callable[[str], ObjectStore]  # of an s3:// URI
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class CorpusFile:
+    """One file of a corpus, here on this machine.
+
+    Args:
+        uri: Where it came from, without secrets.
+        size: Bytes.
+    """
+
+    uri: str
+    path: Path
+    size: int
+    sha256: str
+    format: Format
+
+    @property
+    def split(self) -> str | None:
+        """The split that a token file's name says; None for text, which is divided by `data.split`."""
+        if self.format.kind != "tokens":
+            return None
+        words = re.split(r"[^a-z]+", PurePosixPath(self.uri).name.lower())
+        return next((split for split, names in SPLIT_WORDS.items() if not names.isdisjoint(words)), "train")
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """Files in the order of `data.corpus`.
+
+    Args:
+        text_field: Where a line of a .jsonl file keeps its text.
+    """
+
+    files: tuple[CorpusFile, ...]
+    text_field: str = "text"
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256, in hex, of what the text depends on: order, content and formats; not names or places."""
+        kinds = [[file.format.kind, file.format.compression, file.split, file.sha256] for file in self.files]
+        reads_fields = any(file.format.kind == "jsonl" for file in self.files)
+        return digest([kinds, self.text_field if reads_fields else None])
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files, as they lie on disk."""
+        return sum(file.size for file in self.files)
+
+
+def pull(config: DataConfig, open_store: OpenStore, advance: Advance) -> Corpus:
+    """The corpus that `config` names, all of it on this machine: local files in place, others in the cache.
+
+    Args:
+        open_store: Opens `s3://bucket`.
+        advance: Called whenever bytes have moved.
+
+    Raises:
+        ConfigError: An entry names no known place or format.
+        NotFoundError, AccessError, StorageError: It is not there, is refused, or nobody answers.
+        DataError: A pinned hash is not met, or a file is longer than `data.max_bytes`.
+    """
+    addresses = parse_addresses(config.corpus)
+    cache = ContentCache(cache_folder(config), config.max_bytes, advance)
+    files = [file for address in addresses for file in _pull(address, cache, open_store)]
+    return Corpus(tuple(files), config.text_field)
+
+
+def _pull(address: Address, cache: ContentCache, open_store: OpenStore) -> Iterator[CorpusFile]:
+    if address.scheme == "builtin":
+        content = builtin_text(address.uri.removeprefix("builtin:"), cache)
+        _require_pin(address, content)
+        yield _file(address.uri, content, formats.PLAIN_TEXT)
+    elif address.scheme == "file":
+        yield from _local(address, cache.advance)
+    elif address.scheme == "s3":
+        yield from _objects(address, cache, open_store)
+    else:
+        fmt = _format(address.uri, unquote(urlsplit(address.uri).path))
+        content = cache.fetch_url(address.uri, address.sha256, fmt.suffix)
+        yield _file(public(address.uri), content, fmt)
+
+
+def _local(address: Address, advance: Advance) -> Iterator[CorpusFile]:
+    paths = find_files(address.uri)
+    _require_one(address, len(paths))
+    for path in paths:
+        content = Content(path, hash_file(path, advance))
+        _require_pin(address, content)
+        yield _file(str(path), content, _format(str(path), path.name))
+
+
+def _objects(address: Address, cache: ContentCache, open_store: OpenStore) -> Iterator[CorpusFile]:
+    bucket, _, key = address.uri.removeprefix("s3://").partition("/")
+    store = open_store(f"s3://{bucket}")
+    keys = _keys(store, key)
+    _require_one(address, len(keys))
+    for found in keys:
+        uri = f"s3://{bucket}/{found}"
+        fmt = _format(uri, found)
+        yield _file(uri, cache.fetch_object(store, found, address.sha256, fmt.suffix), fmt)
+
+
+def _keys(store: ObjectStore, key: str) -> list[str]:
+    """`key` itself when it is an object, else those of a known format below it."""
+    if key and not key.endswith("/"):
+        try:
+            store.size(key)
+        except KeyError:
+            pass
+        else:
+            return [key]
+    folder = f"{key.rstrip('/')}/" if key else ""
+    found = store.keys(folder)
+    known = [name for name in found if format_of(name)]
+    if unknown := [name for name in found if not format_of(name)]:
+        log.warning("objects of unknown format left out", corpus=f"{store.uri}/{folder}", count=len(unknown))
+    if not known:
+        raise NotFoundError(f"data.corpus: no object {store.uri}/{key}, and nothing below it is {formats.KNOWN}")
+    return known
+
+
+def _file(uri: str, content: Content, fmt: Format) -> CorpusFile:
+    return CorpusFile(uri, content.path, content.path.stat().st_size, content.sha256, fmt)
+
+
+def _format(uri: str, name: str) -> Format:
+    if fmt := format_of(PurePosixPath(name).name):
+        return fmt
+    raise ConfigError(f"data.corpus: {public(uri)}: the format is told by the name: {formats.KNOWN}")
+
+
+def _require_one(address: Address, count: int) -> None:
+    if address.sha256 and count != 1:
+        raise ConfigError(f"data.corpus: {address.uri}: #sha256= pins one file, and this is {count}")
+
+
+def _require_pin(address: Address, content: Content) -> None:
+    if address.sha256 not in {None, content.sha256}:
+        raise DataError(f"{address.uri}: expected sha256 {address.sha256}, got {content.sha256}")

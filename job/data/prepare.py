@@ -1,0 +1,77 @@
+"""Corpus to token files: once per corpus, tokenizer and split; complete or invisible."""
+
+import shutil
+from pathlib import Path
+
+import structlog
+
+from job.config import DataConfig
+from job.data.cache import Advance, cache_folder, digest, locked, publish
+from job.data.corpus import Corpus
+from job.data.published import published_tokens
+from job.data.token_files import TokenFiles
+from job.data.tokenizer import Tokenizer
+from job.data.tokenizing import tokenize
+from job.errors import DataError
+from job.infra.object_store import folder_errors
+
+FORMAT = 1  # of token files: raised when the same corpus would become other tokens
+
+log = structlog.get_logger(__name__)
+
+
+def prepare(corpus: Corpus, tokenizer: Tokenizer, config: DataConfig, advance: Advance) -> TokenFiles:
+    """The corpus as token files, from the cache when they are there.
+
+    One text is cut by characters; of several, each goes whole to the split that its hash names, followed by
+    end_of_text, or by a newline where the tokenizer has no such token. A corpus of token files is taken as it is.
+
+    Args:
+        advance: Called whenever text has moved; when it raises, nothing is left that looks whole.
+
+    Raises:
+        DataError: The corpus is empty, damaged or holds what the tokenizer does not know.
+    """
+    if all(file.format.kind == "tokens" for file in corpus.files):
+        return published_tokens(corpus, tokenizer, advance)
+    fingerprint = digest([FORMAT, corpus.fingerprint, tokenizer.sha256, list(config.split)])
+    cache = cache_folder(config)
+    folder = cache / "tokens" / fingerprint
+    if files := _cached(folder):
+        return files
+    with locked(cache, f"tokens-{fingerprint}", advance):
+        if files := _cached(folder):
+            return files
+        partial = folder.with_name(f".{fingerprint}.partial")
+        try:
+            _make_empty(partial)
+            tokenize(partial, fingerprint, corpus, tokenizer, config, advance).save(partial)
+            _publish(partial, folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return TokenFiles.load(folder)
+
+
+def _cached(folder: Path) -> TokenFiles | None:
+    if not folder.exists():
+        return None
+    try:
+        return TokenFiles.load(folder)
+    except DataError as error:
+        log.warning("cached token files are damaged and are made again", reason=str(error))
+        return None
+
+
+def _make_empty(folder: Path) -> None:
+    """Make the folder, without what an earlier attempt left in it."""
+    with folder_errors(f"write {folder}"):
+        if folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True)
+
+
+def _publish(partial: Path, folder: Path) -> None:
+    with folder_errors(f"write {folder}"):
+        if folder.exists():
+            shutil.rmtree(folder)  # damaged; who has it mapped keeps what it had
+        publish(partial, folder)
