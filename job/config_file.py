@@ -166,6 +166,16 @@ def _build(values: Mapping[str, Any], problems: list[str]) -> Config | None:
         return None
 
 
+def stored_config(values: Mapping[str, Any]) -> Config:
+    """The config of a record, from `plain(config)`; settings that this version does not know are passed over."""
+    known = {key: _coerce(value, _TYPES[key]) for key, value in _flat(values).items() if key in _TYPES}
+    problems: list[str] = []
+    config = _build(known, problems)
+    if config is None:
+        raise ConfigError(*problems)
+    return config
+
+
 def default_run_uri(preset: str, config: Config) -> str:
     """`runs/<preset>-<8 hex>`: the same identity settings continue a run, others start their own."""
     facts = identity(config)
@@ -236,7 +246,7 @@ def _coerce(raw: Any, hint: Any) -> Any:
         except ValueError:
             return _coerce(str(raw), hint)
     arms = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-    for arm in arms:
+    for arm in sorted(arms, key=lambda arm: arm is not types.NoneType):  # "none" is no text where none is meant
         found, value = _as(raw, arm)
         if found:
             return value
@@ -247,7 +257,7 @@ def _as(raw: Any, arm: Any) -> tuple[bool, Any]:
     """Whether `raw` is a value of the plain type `arm`, and that value."""
     number = isinstance(raw, int | float) and not isinstance(raw, bool)
     if arm is types.NoneType:
-        return raw == "none", None
+        return raw is None or raw == "none", None
     if get_origin(arm) is Literal:
         return raw in get_args(arm) and isinstance(raw, str), raw
     if get_origin(arm) is tuple:

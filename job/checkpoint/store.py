@@ -6,6 +6,7 @@ are nothing until a record names them.
 
 import hashlib
 import itertools
+import json
 import secrets
 import time
 from collections.abc import Mapping, Sequence
@@ -14,9 +15,11 @@ from typing import Any
 
 from job.checkpoint import history
 from job.checkpoint.log import CommitLog
-from job.checkpoint.record import Kind, Record, StoredObject
-from job.errors import FencedError, JobError, StorageError
+from job.checkpoint.record import FORMAT, Kind, Record, StoredObject, canonical
+from job.errors import ConfigError, FencedError, JobError, StorageError
 from job.infra.object_store import Content, ObjectStore
+
+RUN_KEY = "run.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,14 +80,30 @@ class CheckpointStore:
             facts_here = {**facts, "reset": reset, "prev_record_sha256": before, "created_at": time.time()}
             return Record("fence", seq, seq, self.attempt, facts_here)
 
+        self._mark_run()
         self.log.refresh()
         record = self.log.append(fence, self.attempt, term=None)
         self.term = record.seq
         return record
 
+    def _mark_run(self) -> None:
+        """Create `run.json`, or make sure that the one that is there is of a format this job writes."""
+        if self.objects.create(RUN_KEY, canonical({"format": FORMAT, "run": secrets.token_hex(16)})):
+            return
+        try:
+            found = json.loads(self.objects.read(RUN_KEY)).get("format")
+        except (KeyError, ValueError, AttributeError) as error:
+            raise StorageError(f"{self.objects.uri}/{RUN_KEY} cannot be read: {error}") from error
+        if found != FORMAT:
+            raise ConfigError(f"{self.objects.uri} has format {found}, this job writes {FORMAT}")
+
     def continue_from(self, record: Record) -> None:
         """Make `record` the one that the next checkpoint follows."""
         self._last = record
+
+    def folder_of(self, record: Record) -> str:
+        """Address of the folder with a checkpoint's files."""
+        return f"{self.objects.uri}/{record.objects[0].key.rpartition('/')[0]}"
 
     def save(self, checkpoint: Checkpoint) -> Saved:
         """Upload everything, look at it, then publish it with one record.

@@ -79,11 +79,18 @@ def changes(numerics: Numerics, stored: Mapping[str, Any]) -> list[str]:
 def apply_numerics(numerics: Numerics) -> torch.device:
     """Switch torch to `numerics`; returns the device."""
     torch.set_num_threads(numerics.threads)
-    torch.use_deterministic_algorithms(numerics.deterministic)
+    if numerics.deterministic != torch.are_deterministic_algorithms_enabled():
+        torch.use_deterministic_algorithms(numerics.deterministic)  # loads torch's compiler: a second
     if numerics.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False
     return torch.device(numerics.device)
+
+
+def gpu_use() -> dict[str, float]:
+    """Memory of the present CUDA device in bytes, used by this process and in all."""
+    total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    return {"memory_used_bytes": float(torch.cuda.memory_allocated()), "memory_total_bytes": float(total)}
 
 
 def usable_cores() -> int:

@@ -5,6 +5,7 @@ import math
 import os
 import re
 import sys
+import textwrap
 from collections.abc import Mapping, MutableMapping
 from contextlib import suppress
 from typing import Any, Literal
@@ -116,14 +117,22 @@ class _StderrHandler(logging.Handler):
         _Stderr().msg(self.format(record))
 
 
-def _console_renderer(*, colors: bool) -> structlog.dev.ConsoleRenderer:
-    return structlog.dev.ConsoleRenderer(
+def _console_renderer(*, colors: bool) -> Processor:
+    """Lines for people: facts beside the event, and texts of several lines below it, as they are."""
+    render = structlog.dev.ConsoleRenderer(
         0,  # no column for the event: lines stay within 80
         colors=colors,
         sort_keys=False,
         pad_level=False,
-        exception_formatter=structlog.dev.plain_traceback,  # it is text by now, and filtered
+        exception_formatter=structlog.dev.plain_traceback,  # the pretty one shows variables, which may be secrets
     )
+
+    def line(logger: Any, method: str, event: MutableMapping[str, Any]) -> str:
+        long = [name for name, value in event.items() if isinstance(value, str) and "\n" in value]
+        texts = [textwrap.indent(str(event.pop(name)).rstrip("\n"), "    ") for name in long if name != "exception"]
+        return "\n".join([render(logger, method, event), *texts])
+
+    return line
 
 
 def _json_line(logger: Any, method: str, event: MutableMapping[str, Any]) -> str:

@@ -132,6 +132,12 @@ class Metrics:
         """Count a storage call that failed; an operation outside OPERATIONS is `other`."""
         self._storage_errors.labels(_closed(operation, OPERATIONS)).inc()
 
+    def describe(self, packages: Mapping[str, str], gpu: Callable[[], Mapping[str, float]] | None) -> None:
+        """Set the versions of what is running, and where a GPU's use is read, if there is one."""
+        self.build_info.info({name.replace("-", "_"): version for name, version in packages.items()})
+        if gpu is not None:
+            self.watch_gpu(gpu)
+
     def watch_gpu(self, read: Callable[[], Mapping[str, float]]) -> None:
         """Export a GPU's use: `read`, called at each scrape, gives values by names of GPU_USE, some or all."""
         self.registry.register(_GpuCollector(read))

@@ -1,0 +1,81 @@
+"""What is left to do once the last step is saved: the test split, the picture, the record of completion.
+
+Each part can be done again; the record comes last, so a finish that was cut is simply repeated.
+"""
+
+import tempfile
+from pathlib import Path
+
+import structlog
+
+from job.checkpoint import history
+from job.checkpoint.record import Record
+from job.checkpoint.store import CheckpointStore
+from job.errors import JobError
+from job.infra.object_store import ObjectStore
+from job.report.plots import plot_losses
+from job.training.evaluation import SplitLoss
+from job.training.resume import load_newest
+from job.training.tensors import MODEL, load_model
+from job.training.trainer import Trainer
+
+log = structlog.get_logger(__name__)
+PLOT = "report/loss.png"
+
+
+def finish(trainer: Trainer, checkpoints: CheckpointStore) -> Record:
+    """Measure the test split with the best checkpoint, draw the losses, and write the record of completion."""
+    trainer.narrator.phase("finishing")
+    tested = measure_test(trainer, checkpoints)
+    publish_plot(trainer.narrator.events.events, checkpoints.objects)
+    trainer.narrator.ended(0, "complete")
+    trainer.narrator.publish(checkpoints)
+    last, state = checkpoints.last, trainer.state
+    if last is None:
+        raise RuntimeError("a run is finished only after its last step was saved")
+    record = checkpoints.complete(
+        {
+            "step": state.step,
+            "checkpoint_seq": last.seq,
+            "tokens": state.step * trainer.config.tokens_per_step,
+            "seconds": state.seconds,
+            "train_loss": state.eval_train_loss,
+            "val_loss": state.val_loss,
+            "test_loss": tested.loss if tested else None,
+            "chain": state.chain,
+            "reason": "steps" if trainer.timetable.end == state.step else "seconds",
+        }
+    )
+    trainer.narrator.completed(tested, f"{checkpoints.objects.uri}/{PLOT}")
+    return record
+
+
+def measure_test(trainer: Trainer, checkpoints: CheckpointStore) -> SplitLoss | None:
+    """The loss of the best checkpoint on the test split; None when the run has no such split.
+
+    The learner's parameters become those of that checkpoint: they are saved, and not needed any more.
+    """
+    if "test" not in trainer.evaluator.sets:
+        return None
+    best = history.best(checkpoints.records)
+    last = checkpoints.last
+    if best is not None and last is not None and best.seq != last.seq:
+
+        def load(folder: Path) -> None:
+            load_model(folder, trainer.learner.model)
+
+        last = load_newest(checkpoints, [best, last], load, {MODEL}).record
+    measured = trainer.evaluator.measure(trainer.learner.model, "test")
+    trainer.narrator.tested(last.step if last else trainer.state.step, measured)
+    return measured
+
+
+def publish_plot(events: list[dict[str, object]], objects: ObjectStore) -> None:
+    """Draw `report/loss.png` from the run's events; a picture that cannot be drawn or stored ends no run."""
+    with tempfile.TemporaryDirectory(prefix="gpt-job-") as folder:
+        target = Path(folder) / "loss.png"
+        try:
+            if plot_losses(events, target):
+                objects.put(PLOT, [target.read_bytes()])
+        except (JobError, OSError, ValueError, RuntimeError) as error:
+            log.warning("losses not drawn", error=str(error))

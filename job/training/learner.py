@@ -1,0 +1,79 @@
+"""What is trained and what trains it: model, optimizer, scaler, on one device with one set of numerics."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from job.config import Config
+from job.data.loader import Batch
+from job.infra.device import Numerics, apply_numerics
+from job.model.gpt import GPT
+from job.training.optimizer import build_optimizer
+
+
+@dataclass(frozen=True, slots=True)
+class Learner:
+    """A model that can be updated from batches."""
+
+    model: GPT
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    numerics: Numerics
+    device: torch.device
+
+    def backward(self, batch: Batch, rows_per_pass: int) -> Tensor:
+        """Gradients of the mean loss of the whole batch, however it is cut; returns that loss, nats per token."""
+        total = torch.zeros((), device=self.device)
+        for first in range(0, len(batch.inputs), rows_per_pass):
+            inputs = batch.inputs[first : first + rows_per_pass].to(self.device, non_blocking=True)
+            targets = batch.targets[first : first + rows_per_pass].to(self.device, non_blocking=True)
+            with self.numerics.autocast():
+                logits = self.model(inputs)
+                loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+            share = loss * (len(inputs) / len(batch.inputs))
+            torch.autograd.backward(self.scaler.scale(share))
+            total += share.detach()
+        return total
+
+    def update(self, loss: Tensor, learning_rate: float, clip_norm: float | None) -> Tensor:
+        """Clip and step, unless loss or gradients are not finite; returns the gradients' norm before clipping."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        if self.scaler.is_enabled():
+            self.scaler.unscale_(self.optimizer)
+        parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
+        norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+        if clip_norm is not None:
+            clip_grads_with_norm_(parameters, clip_norm, norm)
+        if not self.scaler.is_enabled():
+            # The fused update looks at this on the device, so that no step waits for an answer.
+            self.optimizer.found_inf = (~torch.isfinite(norm + loss)).float()  # type: ignore[attr-defined]
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+
+def build_learner(config: Config, numerics: Numerics, vocab_size: int, restoring: bool) -> Learner:
+    """A learner with fresh parameters from the seed, or, to be restored, with room for stored ones."""
+    device = apply_numerics(numerics)
+    if restoring:
+        model = empty_model(config, vocab_size, device)
+    else:
+        torch.manual_seed(config.seed)
+        model = GPT(config.model, vocab_size).to(device)  # drawn on the CPU: the same on every device
+    optimizer = build_optimizer(model, config.optimizer)
+    if numerics.compile:
+        model.compile()
+    scaler = torch.amp.GradScaler(device.type, enabled=numerics.precision == "fp16")
+    return Learner(model, optimizer, scaler, numerics, device)
+
+
+def empty_model(config: Config, vocab_size: int, device: torch.device) -> GPT:
+    """A model whose parameters have room and no values yet: loading needs no second copy."""
+    with torch.device("meta"):
+        model = GPT(config.model, vocab_size)
+    return model.to_empty(device=device)

@@ -1,0 +1,281 @@
+"""Says what happens, once, in every place where somebody looks: events, metrics, log lines and the bar.
+
+Rank 0 alone has one. Nothing here decides anything.
+"""
+
+import errno
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from job.checkpoint.events import VIEW, EventLog, facts_key
+from job.checkpoint.record import Record, canonical
+from job.checkpoint.retention import Pruned
+from job.checkpoint.store import CheckpointStore
+from job.errors import AccessError, JobError
+from job.infra.health import Pulse
+from job.infra.metrics import Metrics, Phase, Split
+from job.infra.progress import Progress
+from job.infra.status import RunStatus
+from job.training.evaluation import SplitLoss
+from job.training.ledger import StepResult
+from job.training.timetable import Timetable
+
+log = structlog.get_logger(__name__)
+METRICS_VIEW, LATEST_VIEW = "metrics.prom", "latest.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Channels:
+    """Where somebody looks while the job runs, and what it will say when it ends."""
+
+    metrics: Metrics
+    pulse: Pulse
+    progress: Progress
+    status: RunStatus
+
+
+class Narrator:
+    """Everything the job has to say while it trains.
+
+    Args:
+        channels: Metrics, pulse, progress and status.
+        events: The run's history.
+        timetable: For epochs and how much is left.
+        tokens_per_step: Training tokens of a step.
+        kept_here: Whether `events.jsonl` lies under the run's address already and needs no upload.
+    """
+
+    def __init__(
+        self, channels: Channels, events: EventLog, timetable: Timetable, tokens_per_step: int, kept_here: bool
+    ) -> None:
+        self.events = events
+        self.metrics, self.pulse = channels.metrics, channels.pulse
+        self.progress, self.status = channels.progress, channels.status
+        self._timetable = timetable
+        self._tokens_per_step = tokens_per_step
+        self._kept_here = kept_here
+        self._began = time.monotonic()
+        self._useful = 0.0
+
+    def phase(self, name: Phase) -> None:
+        """The job begins something else."""
+        self.metrics.phase(name)
+        self.pulse.beat()
+
+    def training(self, step: int) -> None:
+        """The loop is about to run from `step` on."""
+        self.phase("training")
+        self.progress.phase("training", total=self._timetable.end, unit="steps")
+        self.progress.update(step)
+
+    def stepped(self, step: int, seconds: float, total_seconds: float) -> None:
+        """A step took so long, all of them together so long."""
+        self.status.step, self.status.tokens, self.status.seconds = step, self._tokens(step), total_seconds
+        self.pulse.beat()
+        self.metrics.step_seconds.observe(seconds)
+        self.metrics.tokens.inc(self._tokens_per_step)
+        self._useful += seconds
+
+    def logged(self, result: StepResult, rate: float, tokens_per_second: float, mfu: float | None) -> None:
+        """The result of a step that the config wants to see."""
+        self.events.record(
+            "step",
+            result.step,
+            tokens=self._tokens(result.step),
+            epoch=self._epoch(result.step),
+            loss=result.loss,
+            learning_rate=rate,
+            gradient_norm=result.gradient_norm,
+            tokens_per_second=round(tokens_per_second, 1),
+            mfu=mfu,
+        )
+        metrics = self.metrics
+        metrics.step.set(result.step)
+        metrics.learning_rate.set(rate)
+        metrics.gradient_norm.set(result.gradient_norm)
+        metrics.tokens_per_second.set(tokens_per_second)
+        metrics.goodput.set(self._useful / max(1e-9, time.monotonic() - self._began))
+        if mfu is not None:
+            metrics.mfu.set(mfu)
+        if self._timetable.end:
+            metrics.progress.set(result.step / self._timetable.end)
+            left = (self._timetable.end - result.step) * self._tokens_per_step
+            metrics.eta_seconds.set(left / max(1e-9, tokens_per_second))
+        self.progress.update(result.step, loss=result.loss, tokens_per_second=tokens_per_second)
+        log.debug("step", step=result.step, loss=round(result.loss, 4), tokens_per_second=round(tokens_per_second))
+
+    def skipped(self, result: StepResult, in_a_row: int) -> None:
+        """A step whose loss or gradients were not finite: its update was not made."""
+        self.metrics.nonfinite_steps.inc()
+        self.events.record(
+            "step skipped", result.step, loss=result.loss, gradient_norm=result.gradient_norm, in_a_row=in_a_row
+        )
+        log.warning(
+            "step skipped: not finite",
+            step=result.step,
+            loss=result.loss,
+            gradient_norm=result.gradient_norm,
+            in_a_row=in_a_row,
+        )
+
+    def evaluated(self, step: int, losses: Mapping[Split, SplitLoss], seconds: float) -> None:
+        """The losses of the splits at a step."""
+        train, validation = losses.get("train"), losses.get("validation")
+        shown = validation or train
+        self.events.record(
+            "evaluated",
+            step,
+            tokens=self._tokens(step),
+            epoch=self._epoch(step),
+            train_loss=train.loss if train else None,
+            val_loss=validation.loss if validation else None,
+            perplexity=shown.perplexity if shown else None,
+            bits_per_byte=shown.bits_per_byte if shown else None,
+            seconds=round(seconds, 3),
+        )
+        self._measure(losses)
+        self.status.train_loss = train.loss if train else None
+        self.status.val_loss = validation.loss if validation else None
+        line = {f"{split}_loss": round(measured.loss, 4) for split, measured in losses.items()}
+        log.info("evaluated", step=step, **line, perplexity=round(shown.perplexity, 2) if shown else None)
+
+    def tested(self, step: int, measured: SplitLoss) -> None:
+        """The test split, once, at the end, with the best checkpoint."""
+        self._measure({"test": measured})
+        self.events.note("tested", step, **measured.plain())
+        log.info("best checkpoint tested", step=step, test_loss=round(measured.loss, 4))
+
+    def _measure(self, losses: Mapping[Split, SplitLoss]) -> None:
+        for split, measured in losses.items():
+            self.metrics.evaluated(split, measured.loss, measured.bits_per_byte)
+
+    def sampled(self, step: int, prompt: str, text: str) -> None:
+        """A sample of the model's own text."""
+        self.events.record("sampled", step, prompt=prompt, text=text)
+        log.info("sampled", step=step, text=f"{prompt}{text}\n")
+
+    def saving(self, step: int) -> None:
+        """A save begins."""
+        self.phase("saving")
+
+    def stands_on(self, record: Record, address: str) -> None:
+        """This checkpoint is the one that a restart would continue from."""
+        self.status.checkpoint, self.status.chain = address, record.chain
+
+    def saved(self, record: Record, seconds: Mapping[str, float]) -> None:
+        """A checkpoint is committed."""
+        self.events.committed()
+        self.metrics.step.set(record.step)
+        rounded = {stage: round(span, 4) for stage, span in seconds.items()}
+        self.events.note("checkpoint saved", record.step, seq=record.seq, bytes=record.size, seconds=rounded)
+        self.metrics.saved(seconds, record.size, time.time())  # type: ignore[arg-type]  # stages are its own
+        self.phase("training")
+        log.info(
+            "checkpoint saved", step=record.step, bytes=record.size, seconds=rounded["total"], chain=record.chain[:12]
+        )
+
+    def save_failed(self, step: int, error: Exception, in_a_row: int) -> None:
+        """A save was lost; the checkpoint before it stands."""
+        reason = _reason(error)
+        self.metrics.count_failure(reason)
+        self.events.note("checkpoint failed", step, reason=reason, in_a_row=in_a_row)
+        self.phase("training")
+        log.warning(
+            "checkpoint lost, the one before it stands, training goes on",
+            step=step,
+            reason=reason,
+            in_a_row=in_a_row,
+            error=str(error),
+        )
+
+    def rejected(self, step: int, reason: str, detail: str) -> None:
+        """A checkpoint turned out damaged and is passed over."""
+        self.metrics.count_rejected(reason)
+        self.events.note("checkpoint rejected", step, reason=reason, detail=detail)
+        log.warning("checkpoint rejected, the one before it is tried", step=step, reason=reason, detail=detail)
+
+    def started(self, step: int, **facts: Any) -> None:
+        """An attempt begins, at step 0 or where another one ended."""
+        self.status.step, self.status.tokens = step, self._tokens(step)
+        self.metrics.tokens.inc(self._tokens(step))
+        self.metrics.restarts.inc(facts["attempt"] - 1)
+        self.events.note("run started", step, **facts)
+        log.info("run started" if step == 0 else "run continued", step=step, **facts)
+
+    def ended(self, code: int, reason: str) -> None:
+        """The attempt ends, with this exit code."""
+        self.phase("done")
+        self.events.note("run ended", self.status.step, code=code, reason=reason)
+
+    def completed(self, tested: SplitLoss | None, plot: str) -> None:
+        """Everything is done: what came out, and where it is."""
+        status = self.status
+        log.info(
+            "complete",
+            step=status.step,
+            train_loss=_rounded(status.train_loss),
+            validation_loss=_rounded(status.val_loss),
+            test_loss=_rounded(tested.loss if tested else None),
+            seconds=round(status.seconds, 1),
+            checkpoint=status.checkpoint,
+            plot=plot,
+        )
+
+    def pruned(self, outcome: Pruned) -> None:
+        """What retention did."""
+        for seq, rejected in outcome.rejected.items():
+            self.metrics.count_rejected(rejected.reason)
+            log.warning("checkpoint damaged, not counted on", seq=seq, reason=rejected.reason, detail=str(rejected))
+        if outcome.gone:
+            log.debug("checkpoints pruned", steps=[record.step for record in outcome.gone], objects=outcome.objects)
+
+    def pruning_failed(self, error: JobError) -> None:
+        """Old checkpoints could not be removed; they are kept."""
+        self.metrics.count_storage_error("delete")
+        log.warning("old checkpoints not pruned", error=str(error))
+
+    def publish(self, checkpoints: CheckpointStore) -> None:
+        """Write the views that people read; best effort, never read by a resume."""
+        objects, term = checkpoints.objects, checkpoints.term or 0
+        views = {facts_key(checkpoints.attempt, term): self.events.facts(), METRICS_VIEW: self.metrics.text()}
+        if last := checkpoints.last:
+            hint = {"step": last.step, "seq": last.seq, "checkpoint": checkpoints.folder_of(last)}
+            views[LATEST_VIEW] = canonical(hint)
+        if not self._kept_here:
+            views[VIEW] = self.events.view()
+        for key, content in views.items():
+            try:
+                objects.put(key, [content])
+            except (JobError, OSError) as error:
+                self.metrics.count_storage_error("put")
+                log.warning("view not written", key=key, error=str(error))
+
+    def close(self, pushgateway_url: str | None) -> None:
+        """The process is about to end: the last values go where they outlive it."""
+        if pushgateway_url:
+            self.metrics.push(pushgateway_url, {"job": "gpt-pretrain", "run": self.status.run_uri.rpartition("/")[2]})
+        self.events.close()
+
+    def _tokens(self, step: int) -> int:
+        return step * self._tokens_per_step
+
+    def _epoch(self, step: int) -> float:
+        return round(self._timetable.epoch(step), 6)
+
+
+def _rounded(loss: float | None) -> float | None:
+    return None if loss is None else round(loss, 4)
+
+
+def _reason(error: Exception) -> str:
+    """Which of the closed set of failure reasons an error belongs to."""
+    cause = error if isinstance(error, OSError) else error.__cause__
+    if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return "disk"
+    if isinstance(error, MemoryError):
+        return "memory"
+    return "access" if isinstance(error, AccessError) else "storage"

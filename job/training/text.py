@@ -1,0 +1,100 @@
+"""What a run reads: its corpus as tokens, the order of training, and the windows it is measured on."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import structlog
+
+from job.config import Config
+from job.data.corpus import Corpus, pull
+from job.data.loader import Batch, BatchLoader, StepDataset
+from job.data.order import Order
+from job.data.prepare import prepare
+from job.data.token_files import SplitFiles, TokenFiles, require_windows
+from job.data.tokenizer import Tokenizer, build_tokenizer
+from job.infra.metrics import Phase
+from job.infra.storage import open_store
+from job.training.evaluation import EvaluationSet
+
+log = structlog.get_logger(__name__)
+_PROMPT_TOKENS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A corpus, ready to be trained on."""
+
+    corpus: Corpus
+    tokenizer: Tokenizer
+    files: TokenFiles
+    order: Order
+
+    def facts(self) -> dict[str, Any]:
+        """What every record says about the data."""
+        splits = {split.name: {"tokens": split.tokens, "bytes": split.bytes} for split in self.files.splits}
+        sources = [{"uri": file.uri, "size": file.size, "sha256": file.sha256} for file in self.corpus.files[:1000]]
+        return {
+            "fingerprint": self.corpus.fingerprint,
+            "files": sources,
+            "splits": splits,
+            "windows": self.order.windows,
+        }
+
+    def batches(self, config: Config, step: int, offset: int, pin_memory: bool) -> Iterator[Batch]:
+        """Training batches from `step` on, for good."""
+        dataset = StepDataset(self.files.train.open(), self.order, config.training.batch_size, offset)
+        return BatchLoader(dataset, config.data.workers, pin_memory=pin_memory).from_step(step)
+
+    def evaluation_sets(self, config: Config, batches: int | None) -> dict[str, EvaluationSet]:
+        """The fixed windows of each split that has one; `batches` of the batch size, or all."""
+        sets = {}
+        for split in self.files.splits:
+            if split.tokens > config.model.context_length:
+                count = None if batches is None else batches * config.training.batch_size
+                sets[split.name] = evaluation_set(split, config, count)
+        return sets
+
+    def prompt(self, config: Config) -> list[int]:
+        """Tokens from which samples go on."""
+        if config.training.sample_prompt is not None:
+            return [int(token) for token in self.tokenizer.encode(config.training.sample_prompt)]
+        count = min(_PROMPT_TOKENS, config.model.context_length)
+        return [int(token) for token in self.files.validation.open().window(0, count)]
+
+
+def evaluation_set(split: SplitFiles, config: Config, count: int | None) -> EvaluationSet:
+    """The first `count` windows in a split's own seeded order; unset: every window of it once."""
+    T = config.model.context_length
+    kind = "windows" if count is None else config.data.order
+    order = Order(kind, split.tokens, T, T, config.seed, "evaluation")
+    windows = order.windows if count is None or kind == "windows" else count
+    starts = order.starts(np.arange(min(windows, count or windows), dtype=np.int64))
+    return EvaluationSet(split.open(), starts, split.bytes / split.tokens)
+
+
+def read_text(config: Config, phase: Callable[[Phase], None], advance: Callable[[], None]) -> Text:
+    """Pull and tokenize the corpus, or find that done; says what it holds.
+
+    Raises:
+        NotFoundError, DataError, AccessError, StorageError: The corpus cannot be had, or is not what it should be.
+    """
+    phase("pulling")
+    corpus = pull(config.data, lambda uri: open_store(uri, config.storage), advance)
+    phase("tokenizing")
+    tokenizer = build_tokenizer(config.data, corpus, advance)
+    files = prepare(corpus, tokenizer, config.data, advance)
+    require_windows(files, config.data.split, config.model.context_length)
+    order = Order(config.data.order, files.train.tokens, config.model.context_length, config.window_stride, config.seed)
+    log.info(
+        "corpus ready",
+        files=len(corpus.files),
+        characters=sum(split.characters for split in files.splits),
+        vocabulary=tokenizer.vocab_size,
+        tokens={split.name: split.tokens for split in files.splits},
+        train_windows=order.windows,
+        train_tokens_in_no_window=order.dropped_tail,
+        steps_per_epoch=round(order.windows / config.training.batch_size, 2),
+    )
+    return Text(corpus, tokenizer, files, order)

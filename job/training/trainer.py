@@ -1,0 +1,218 @@
+"""The training loop: batch, forward, loss, backward, clip, step; look, save and stop at step boundaries."""
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from math import isfinite
+
+from job.checkpoint.store import Checkpoint
+from job.config import Config
+from job.errors import DivergedError, Interrupted
+from job.infra.metrics import Split
+from job.infra.signals import StopSignal
+from job.training.evaluation import Evaluator, SplitLoss
+from job.training.flops import mfu
+from job.training.learner import Learner
+from job.training.ledger import StepLedger, StepResult
+from job.training.narrator import Narrator
+from job.training.randomness import seed_for, seed_torch
+from job.training.sampling import Sampler
+from job.training.saver import Saver
+from job.training.schedule import learning_rate
+from job.training.state import TrainingState, take_checkpoint
+from job.training.text import Text
+from job.training.timetable import Timetable
+
+SPLITS: tuple[Split, ...] = ("train", "validation")  # measured on the way; test only at the end
+
+
+class Trainer:
+    """Trains a learner from a state to the end of the timetable; everything it uses is given to it.
+
+    Args:
+        config: The run.
+        learner: Model and optimizer, restored to `state`.
+        text: Batches, evaluation windows and the tokenizer.
+        timetable: When the run ends and what is due at a step.
+        narrator: Told of everything that happens.
+        saver: Takes checkpoints.
+        state: Where the run stands.
+        facts: What every record says about the run.
+        stop: Asked at every step boundary.
+        advance: Called as evaluation moves; may raise to stop.
+    """
+
+    def __init__(
+        self,
+        *,
+        config: Config,
+        learner: Learner,
+        text: Text,
+        timetable: Timetable,
+        narrator: Narrator,
+        saver: Saver,
+        state: TrainingState,
+        facts: Mapping[str, object],
+        stop: StopSignal,
+        advance: Callable[[], None],
+    ) -> None:
+        training = config.training
+        self.config, self.learner, self.timetable = config, learner, timetable
+        self.narrator, self.saver, self.state, self.stop = narrator, saver, state, stop
+        self.facts = {**facts, "numerics": learner.numerics.plain()}
+        self.batches = text.batches(config, state.step, state.data_offset, learner.device.type == "cuda")
+        sets = text.evaluation_sets(config, training.eval_batches)
+        self.evaluator = Evaluator(sets, learner.numerics, learner.device, training.rows_per_pass, advance)
+        self.sampler = Sampler(training, text.tokenizer, text.prompt(config), config.seed, learner.device)
+        self.ledger = StepLedger(learner.device, config.observe.log_every, state.chain, state.step)
+        self.tokenizer_json = text.tokenizer.to_json()
+        self.losses: dict[Split, SplitLoss] = {}
+        self.looked_at = -1  # step of the last evaluation
+        self.marked = (0.0, 0)  # when, and at which step, speed was last taken
+
+    def run(self) -> None:
+        """Train to the end; returns at once when nothing is left.
+
+        Raises:
+            Interrupted: Asked to stop; the message says what is saved and what has to be redone.
+            DivergedError: Too many steps in a row were not finite.
+            FencedError: A newer attempt owns the run.
+            StorageError: Too many saves in a row were lost.
+        """
+        self.narrator.training(self.state.step)
+        self.marked = (time.monotonic(), self.state.step)
+        self.look()
+        while not self.finished():
+            if self.stop.requested:
+                self.leave()
+            self.train_step()
+            self.settle()
+            self.look()
+            if self.saver.due(self.state.step):
+                self.save()
+        while not self.save():
+            self.narrator.pulse.beat()  # the last checkpoint is tried until it stands or the limit is reached
+        if self.stop.requested:
+            self.leave()
+
+    def finished(self) -> bool:
+        """Whether the run has had its steps or its time."""
+        return self.timetable.finished(self.state.step, self.state.seconds)
+
+    def train_step(self) -> None:
+        """One update of the model from the next batch."""
+        started = time.monotonic()
+        batch = next(self.batches)
+        seed_torch(self.learner.device, seed_for(self.config.seed, "step", self.state.step, 0))
+        loss = self.learner.backward(batch, self.config.training.rows_per_pass)
+        norm = self.learner.update(loss, self.rate(self.state.step), self.config.optimizer.clip_norm)
+        self.ledger.add(batch.samples, loss, norm)
+        self.state.step += 1
+        span = time.monotonic() - started
+        self.state.seconds += span
+        self.narrator.stepped(self.state.step, span, self.state.seconds)
+
+    def rate(self, step: int) -> float:
+        """The learning rate of the update that follows `step` updates."""
+        return learning_rate(step, self.timetable.end, self.config.optimizer)
+
+    def settle(self, now: bool = False) -> None:
+        """Read the results of the steps since the last time, where the config wants to see them."""
+        every = self.config.observe.log_every
+        if not (now or self.state.step % every == 0 or self.ledger.full):
+            return
+        for result in self.ledger.fold():
+            self.count_nonfinite(result)
+            if result.step % every == 0:
+                self.log(result)
+        self.state.chain = self.ledger.chain
+
+    def count_nonfinite(self, result: StepResult) -> None:
+        """Count a step without an update; too many in a row end the run."""
+        overflow = self.learner.scaler.is_enabled() and isfinite(result.loss)  # fp16 is finding its scale
+        if result.finite or overflow:
+            self.state.nonfinite_in_a_row = 0
+            self.state.train_loss = result.loss
+            return
+        self.state.nonfinite_in_a_row += 1
+        self.state.nonfinite_steps += 1
+        self.narrator.skipped(result, self.state.nonfinite_in_a_row)
+        if self.state.nonfinite_in_a_row >= self.config.training.max_nonfinite_steps:
+            raise DivergedError(
+                f"loss or gradients were not finite for {self.state.nonfinite_in_a_row} steps in a row, "
+                f"up to step {result.step}; the last checkpoint is step {self.saver.last_step}"
+            )
+
+    def log(self, result: StepResult) -> None:
+        """Tell of a step, with the speed since the last one that was told of."""
+        now, (since, from_step) = time.monotonic(), self.marked
+        self.marked = (now, result.step)
+        speed = (result.step - from_step) * self.config.tokens_per_step / max(1e-9, now - since)
+        share = mfu(self.learner.model, self.learner.numerics, speed)
+        self.narrator.logged(result, self.rate(result.step - 1), speed, share)
+
+    def look(self) -> None:
+        """Evaluate and draw a sample when they are due; a stop signal puts them off until the resume."""
+        step = self.state.step
+        with suppress(Interrupted):
+            if (self.timetable.evaluates(step) or self.finished()) and not self.narrator.events.has("evaluated", step):
+                self.stop.check()
+                self.settle(now=True)
+                self.evaluate()
+            if self.timetable.samples(step) and not self.narrator.events.has("sampled", step):
+                self.stop.check()
+                self.narrator.phase("sampling")
+                self.narrator.sampled(step, *self.sampler.draw(self.learner.model, step))
+        self.narrator.phase("training")
+
+    def evaluate(self) -> None:
+        """Measure train and validation loss on their fixed windows."""
+        started = time.monotonic()
+        self.narrator.phase("evaluating")
+        losses: dict[Split, SplitLoss] = {}
+        for split in SPLITS:
+            losses[split] = self.evaluator.measure(self.learner.model, split)
+        self.losses, self.looked_at = losses, self.state.step
+        self.state.eval_train_loss, self.state.val_loss = losses["train"].loss, losses["validation"].loss
+        self.narrator.evaluated(self.state.step, losses, time.monotonic() - started)
+        self.marked = (self.marked[0] + time.monotonic() - started, self.marked[1])
+
+    def save(self) -> bool:
+        """Save the present step unless it is saved already; whether it is saved now."""
+        if self.saver.last_step == self.state.step:
+            return True
+        started = time.monotonic()
+        self.settle(now=True)
+        saved = self.saver.save(self.state.step, self.checkpoint)
+        self.marked = (self.marked[0] + time.monotonic() - started, self.marked[1])
+        return saved
+
+    def checkpoint(self) -> Checkpoint:
+        """A frozen copy of everything that a resume needs."""
+        measured = self.losses if self.looked_at == self.state.step else {}
+        return take_checkpoint(
+            self.state,
+            self.learner,
+            tokenizer_json=self.tokenizer_json,
+            events=self.narrator.events.segment(),
+            facts={
+                **self.facts,
+                "tokens": self.state.step * self.config.tokens_per_step,
+                "eval": {
+                    "train_loss": measured["train"].loss if measured else None,
+                    "val_loss": measured["validation"].loss if measured else None,
+                },
+            },
+        )
+
+    def leave(self) -> None:
+        """Save the present step if the grace allows, and say what has to be redone."""
+        self.settle(now=True)
+        saved = self.saver.fits(self.stop.remaining()) and self.save()
+        last = self.saver.last_step
+        redo = 0 if saved else self.state.step - (last or 0)
+        raise Interrupted(
+            f"{self.stop.reason}: stopped after step {self.state.step}; "
+            + (f"step {last} is saved" if last is not None else "nothing was saved")
+            + f", {redo} steps are to be redone; start again to continue"
+        )
