@@ -1,0 +1,52 @@
+"""The `checkpoints` commands: looking at a run's checkpoints without touching them."""
+
+from typing import Any
+
+from job.checkpoint import history
+from job.checkpoint.record import Record
+from job.checkpoint.store import CheckpointStore
+from job.checkpoint.verify import Rejected, check_sizes
+from job.config import Config
+from job.errors import NotFoundError
+from job.infra.object_store import ObjectStore
+from job.infra.storage import open_store
+
+
+def list_checkpoints(config: Config) -> list[dict[str, Any]]:
+    """A row for each checkpoint that can be continued from, oldest first.
+
+    `valid` compares the size of each object with the record; `pinned` says that retention keeps it for more than
+    being recent.
+
+    Raises:
+        NotFoundError: There is no run at `config.run_uri`.
+    """
+    objects = open_store(config.run_uri, config.storage)
+    store = CheckpointStore(objects)
+    store.log.refresh()
+    if not store.records and not store.log.damaged:
+        raise NotFoundError(f"{config.run_uri}: no run here (its log is empty)")
+    best = history.best(store.records)
+    return [_row(objects, record, best) for record in history.checkpoints(store.records)]
+
+
+def _row(objects: ObjectStore, record: Record, best: Record | None) -> dict[str, Any]:
+    kept_every = record.facts["config"]["checkpoint"]["keep_every"]
+    return {
+        "seq": record.seq,
+        "step": record.step,
+        "chain": record.chain,
+        "val_loss": record.val_loss,
+        "bytes": record.size,
+        "objects": len(record.objects),
+        "pinned": record is best or (kept_every is not None and record.step % kept_every == 0),
+        "valid": _is_whole(objects, record),
+    }
+
+
+def _is_whole(objects: ObjectStore, record: Record) -> bool:
+    try:
+        check_sizes(objects, record)
+    except Rejected:
+        return False
+    return True

@@ -1,0 +1,337 @@
+"""Flags and files -> Config -> one call -> exit code. torch loads only when there is work for it."""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+import structlog
+
+from job.config import Config, plain
+from job.config_file import ResolvedConfig, load_config, preset_names, render_toml
+from job.errors import Interrupted, JobError
+from job.infra.endings import write_termination
+from job.infra.logs import LogFormat, configure_logging
+from job.infra.signals import StopSignal
+from job.infra.status import RunStatus
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class Session:
+    """What one invocation knows: how to log, and how far its run is."""
+
+    log_format: LogFormat = "auto"
+    status: RunStatus = field(default_factory=RunStatus)
+
+
+class JobGroup(click.Group):
+    """Ends the process with the exit code of the error that a command raised, and says why in every place."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            configure_logging()
+            self._refuse(ctx, error)
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except click.UsageError as error:
+            self._refuse(ctx, error)
+        except JobError as error:
+            self._end(ctx, error.exit_code, f"{type(error).__name__}: {error}")
+        except MemoryError as error:
+            self._end(ctx, 1, f"out of memory: {error}")
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise
+        except Exception as error:
+            if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
+                self._end(ctx, 1, f"out of memory: {error}")
+            log.exception("bug")
+            self._end(ctx, 1, f"bug: {type(error).__name__}: {error}")
+
+    def _refuse(self, ctx: click.Context, error: click.UsageError) -> NoReturn:
+        """Say what click says, and end; a group that was asked for nothing shows its help, which needs no more."""
+        if type(error).__name__ == "NoArgsIsHelpError":  # since click 8.2
+            raise error
+        error.show()
+        self._end(ctx, error.exit_code, f"usage: {error.format_message()}")
+
+    def _end(self, ctx: click.Context, code: int, reason: str) -> NoReturn:
+        session = ctx.find_object(Session) or Session()
+        _write_ending(session.status, code, reason)
+        log.error("ended", code=code, reason=reason)
+        ctx.exit(code)
+
+
+def _write_ending(status: RunStatus, code: int, reason: str) -> None:
+    write_termination(code, reason, status.step, status.val_loss, status.checkpoint, os.environ)
+
+
+def _config_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in (
+        click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a setting; repeatable."),
+        click.option("--config", "path", type=click.Path(path_type=Path), help="TOML file. [env: GPT_JOB_CONFIG]"),
+        click.option("--preset", help=f"One of: {', '.join(preset_names())}. [env: GPT_JOB_PRESET]"),
+    ):
+        command = option(command)
+    return command
+
+
+def _model_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in (
+        click.option("--checkpoint", "which", default="last", show_default=True, metavar="best|last|STEP"),
+        click.option("--run", "run_uri", help="Folder or s3:// address of a run; unset: the config's own."),
+    ):
+        command = option(command)
+    return _config_options(command)
+
+
+SPLITS = ["train", "validation", "test"]
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def _resolve(preset: str | None, path: Path | None, overrides: tuple[str, ...]) -> ResolvedConfig:
+    return load_config(preset, path, overrides, os.environ)
+
+
+def _at(run_uri: str | None, preset: str | None, path: Path | None, overrides: tuple[str, ...]) -> Config:
+    """The config that says where a run is and how to reach it."""
+    assignments = (*overrides, f"run_uri={run_uri}") if run_uri else overrides
+    return _resolve(preset, path, assignments).config
+
+
+@click.group(cls=JobGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--log-format", type=click.Choice(["auto", "console", "json"]), default="auto", show_default=True)
+@click.option("--verbose", "-v", is_flag=True, help="Log every logged step and what storage does.")
+@click.version_option(package_name="gpt-pretrain-job")
+@click.pass_context
+def main(ctx: click.Context, log_format: LogFormat, verbose: bool) -> None:
+    """Pretrain GPT language models: a batch job that continues, bit for bit, where it was stopped.
+
+    \b
+    gpt-job train                          a small GPT on the text that Python carries
+    gpt-job generate --prompt "The "       what it learned
+    """
+    configure_logging(log_format, "debug" if verbose else "info")
+    ctx.obj = Session(log_format)
+
+
+@main.command()
+@_config_options
+@click.option("--restart-from-scratch", is_flag=True, help="Leave the run's checkpoints behind and begin at step 0.")
+@click.option("--single-writer-unsafe", is_flag=True, help="Use a store without conditional writes.")
+@click.pass_obj
+def train(
+    session: Session,
+    preset: str | None,
+    path: Path | None,
+    overrides: tuple[str, ...],
+    restart_from_scratch: bool,
+    single_writer_unsafe: bool,
+) -> None:
+    """Train, or continue, the run that the config describes.
+
+    \b
+    gpt-job train --preset baby-cpu --set data.corpus=my.txt
+    gpt-job train --config run.toml --set run_uri=s3://bucket/run
+    """
+    status = session.status
+    with _summary(status):
+        resolved = _resolve(preset, path, overrides)
+        stop = StopSignal(resolved.config.runtime.grace_seconds).install()
+        stop.on_request = _asked_to_stop
+        stop.on_leave = partial(_left_in_haste, status)
+        from job.infra.progress import open_progress  # noqa: PLC0415 - rich is for those who train
+        from job.pretrain import pretrain  # noqa: PLC0415 - torch loads only now
+
+        progress = open_progress(session.log_format)
+        options = {"restart_from_scratch": restart_from_scratch, "single_writer_unsafe": single_writer_unsafe}
+        try:
+            stop.check()
+            pretrain(resolved, stop, progress, status, **options)
+        finally:
+            stop.disarm()
+            progress.close()
+    _write_ending(status, 0, status.status)
+    log.info("ended", code=0, reason=status.status)
+
+
+@contextmanager
+def _summary(status: RunStatus) -> Iterator[None]:
+    """Where the run stands, as the last line on stdout, however the block ends."""
+    try:
+        yield
+    except Interrupted:
+        status.status = "interrupted"
+        raise
+    finally:
+        _print_json(status.plain())
+
+
+def _print_json(value: Any) -> None:
+    """Print one line of JSON; a number that JSON lacks, infinite or none, is null."""
+    click.echo(json.dumps(json.loads(json.dumps(value), parse_constant=lambda _: None)))
+
+
+def _asked_to_stop(reason: str) -> None:
+    log.warning("stopping at the next step boundary and saving; once more leaves at once", reason=reason)
+
+
+def _left_in_haste(status: RunStatus, reason: str) -> None:
+    """The watchdog ends the process: say so where it is looked for."""
+    said = f"Interrupted: {reason}; at step {status.step}, the last checkpoint stands; start again to continue"
+    _write_ending(status, Interrupted.exit_code, said)
+    log.error("ended", code=Interrupted.exit_code, reason=said)
+    status.status = "interrupted"
+    _print_json(status.plain())
+
+
+@main.command()
+@_config_options
+@_JSON
+def prepare(preset: str | None, path: Path | None, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Only pull the corpus and tokenize it, once for all jobs that share the cache.
+
+    \b
+    gpt-job prepare --preset verdict
+    """
+    config = _resolve(preset, path, overrides).config
+    stop = StopSignal(config.runtime.grace_seconds).install()
+    from job.prepare import prepare as run  # noqa: PLC0415 - tiktoken and numpy load only now
+
+    splits = run(config, stop.check)
+    if as_json:
+        _print_json(splits)
+        return
+    for split, facts in splits.items():
+        click.echo(f"{split:<12}" + "  ".join(f"{value:,} {name}" for name, value in facts.items()))
+
+
+@main.command()
+@_model_options
+@click.option("--split", "splits", multiple=True, type=click.Choice(SPLITS), help="Repeatable.")
+@click.option("--corpus", help="Measure on another text instead of the run's own.")
+@_JSON
+def evaluate(
+    preset: str | None,
+    path: Path | None,
+    overrides: tuple[str, ...],
+    run_uri: str | None,
+    which: str,
+    splits: tuple[str, ...],
+    corpus: str | None,
+    as_json: bool,
+) -> None:
+    """Loss, perplexity and bits per byte of a run on whole splits.
+
+    \b
+    gpt-job evaluate --run runs/quickstart-1a2b3c4d --checkpoint best --split validation
+    """
+    config = _at(run_uri, preset, path, overrides)
+    stop = StopSignal(config.runtime.grace_seconds).install()
+    from job.evaluate import evaluate as run  # noqa: PLC0415 - torch loads only now
+
+    losses = run(config, which, splits, corpus, stop.check)
+    if as_json:
+        _print_json(losses)
+        return
+    for split, facts in losses.items():
+        click.echo(f"{split:<12}" + "  ".join(f"{name} {_short(value)}" for name, value in facts.items()))
+
+
+def _short(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+
+
+@main.command()
+@_model_options
+@click.option("--prompt", required=True, help="Text to continue.")
+@click.option("--max-new-tokens", type=click.IntRange(min=0), default=100, show_default=True)
+@click.option("--temperature", type=float, default=0.0, show_default=True, help="0 takes the most probable token.")
+@click.option("--top-k", type=int, help="Draw among the k most probable tokens.")
+@click.option("--top-p", type=float, help="Draw among the fewest tokens that together have this probability.")
+@click.option("--beams", type=click.IntRange(min=1), default=1, show_default=True, help="More than 1: beam search.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@_JSON
+def generate(
+    preset: str | None,
+    path: Path | None,
+    overrides: tuple[str, ...],
+    run_uri: str | None,
+    which: str,
+    as_json: bool,
+    **decoding: Any,
+) -> None:
+    """Continue a prompt with a run's model.
+
+    \b
+    gpt-job generate --prompt "Every effort moves you" --temperature 0.8 --top-k 50
+    """
+    config = _at(run_uri, preset, path, overrides)
+    from job.generate import generate as run  # noqa: PLC0415 - torch loads only now
+
+    run(config, which, as_json, sys.stdout, **decoding)
+
+
+@main.group()
+def checkpoints() -> None:
+    """Look after the checkpoints of a run."""
+
+
+@checkpoints.command("list")
+@_config_options
+@click.option("--run", "run_uri", help="Folder or s3:// address of a run; unset: the config's own.")
+@_JSON
+def list_checkpoints(
+    preset: str | None, path: Path | None, overrides: tuple[str, ...], run_uri: str | None, as_json: bool
+) -> None:
+    """Checkpoints that can be continued from, oldest first.
+
+    \b
+    gpt-job checkpoints list --run s3://bucket/run
+    """
+    config = _at(run_uri, preset, path, overrides)
+    from job.checkpoints import list_checkpoints as run  # noqa: PLC0415 - boto3 loads only now
+
+    rows = run(config)
+    if as_json:
+        _print_json(rows)
+        return
+    click.echo("  seq     step  val_loss         bytes  objects  pinned  valid  chain")
+    for row in rows:
+        loss = "-" if row["val_loss"] is None else f"{row['val_loss']:.4f}"
+        click.echo(
+            f"{row['seq']:>5} {row['step']:>8}  {loss:>8} {row['bytes']:>13,}  {row['objects']:>7}  "
+            f"{'yes' if row['pinned'] else 'no':<6}  {'yes' if row['valid'] else 'NO':<5}  {row['chain'][:12]}"
+        )
+
+
+@main.group()
+def config() -> None:
+    """Look at the settings of a run."""
+
+
+@config.command("show")
+@_config_options
+@_JSON
+def show_config(preset: str | None, path: Path | None, overrides: tuple[str, ...], as_json: bool) -> None:
+    """The resolved config as TOML, each value with where it came from.
+
+    \b
+    gpt-job config show --preset verdict --set training.epochs=3
+    """
+    resolved = _resolve(preset, path, overrides)
+    if as_json:
+        _print_json({"config": plain(resolved.config), "sources": dict(resolved.sources)})
+        return
+    click.echo(render_toml(resolved), nl=False)
