@@ -79,13 +79,12 @@ def _work(resolved, plan, report, environ):
     """In the child: run the job with its seams counted."""
     os.environ.update(environ)  # the fork server's is older
     from job import pretrain
-    from job.training import finish
     from job.errors import JobError
     from job.infra.logs import configure_logging
     from job.infra.progress import SilentProgress
     from job.infra.signals import StopSignal
     from job.infra.status import RunStatus
-    from job.training import text
+    from job.training import finish, text
 
     configure_logging("json", "error")
     points = Points(plan)

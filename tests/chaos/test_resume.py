@@ -51,7 +51,7 @@ def chosen_points(names, count):
     kinds = {}
     for number, name in enumerate(names):
         kinds.setdefault("batch" if name.startswith("batch") else name, []).append(number)
-    pick = random.Random(SEED)  # noqa: S311 - a plan, not a secret
+    pick = random.Random(SEED)
     first = [pick.choice(numbers) for numbers in kinds.values()]
     rest = [number for number in range(len(names)) if number not in first]
     return sorted((first + pick.sample(rest, len(rest)))[:count])
@@ -79,7 +79,7 @@ def test_killed_at_a_numbered_point(unbroken, corpus, tmp_path, place):
 
 def test_killed_again_and_again(unbroken, corpus, tmp_path):
     """Killed at a random point of every attempt until one gets through: equal to the unbroken run."""
-    pick = random.Random(SEED)  # noqa: S311 - a plan, not a secret
+    pick = random.Random(SEED)
     resolved = tiny(f"{tmp_path}/run", corpus)
     codes = []
     while not codes or codes[-1] == -9:

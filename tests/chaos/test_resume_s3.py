@@ -38,7 +38,7 @@ def test_thirty_kills_on_s3(on_s3, expected, tmp_path):
     first = on_s3()
     assert run(first, report=tmp_path / "points") == 0
     names = (tmp_path / "points").read_text().splitlines()
-    pick = random.Random(SEED)  # noqa: S311 - a plan, not a secret
+    pick = random.Random(SEED)
     points = chosen_points(names, KILLS)
     pick.shuffle(points)
     outcomes, kills = [outcome(first.config.run_uri, tmp_path / "first", PATH)], 0
