@@ -9,6 +9,8 @@ import json
 import os
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +37,9 @@ class EventLog:
         self._number = 0
         self._segment: list[Event] = []
         self._facts: list[Event] = []
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        partial.write_bytes(_lines(past))
-        partial.replace(path)
-        self._file = path.open("ab", buffering=0)
+        self._path = path
+        self._file: FileIO | None = None
+        self._bring_up_to_date()
 
     def record(self, event: str, step: int, **fields: Any) -> Event:
         """Add an event of the run's history: it counts from the next checkpoint on."""
@@ -58,8 +58,28 @@ class EventLog:
         place = {"attempt": self._attempt, "number": self._number}
         line = {"event": event, "step": step, "time": round(time.time(), 3), **fields, **place}
         self.events.append(line)
-        self._file.write(_lines([line]))
+        self._append(_lines([line]))
         return line
+
+    def _append(self, content: bytes) -> None:
+        """Add to the local file; a full disk costs the file, not the run: it is made again when there is room."""
+        if self._file is None:
+            self._bring_up_to_date()
+            return
+        try:
+            whole = self._file.write(content) == len(content)
+        except OSError:
+            whole = False
+        if not whole:
+            self.close()
+
+    def _bring_up_to_date(self) -> None:
+        partial = self._path.with_name(f".{self._path.name}.{os.getpid()}.partial")
+        with suppress(OSError):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_bytes(self.view())
+            partial.replace(self._path)
+            self._file = self._path.open("ab", buffering=0)
 
     def segment(self) -> bytes:
         """History events since the last committed checkpoint, as JSON lines."""
@@ -82,8 +102,10 @@ class EventLog:
         return any(line["event"] == event and line["step"] == step for line in self.events)
 
     def close(self) -> None:
-        """Close the local file."""
-        self._file.close()
+        """Close the local file; what comes later is kept all the same."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
 
 def facts_key(attempt: str, term: int) -> str:

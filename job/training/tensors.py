@@ -74,14 +74,20 @@ def load_model(folder: Path, model: nn.Module) -> None:
 
 
 def load_optimizer(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Put the stored state into `optimizer`. Raises Rejected when it does not fit the model."""
+    """Put the stored state into `optimizer`, and nothing else. Raises Rejected when it does not fit the model."""
     parameters = dict(model.named_parameters())
+    optimizer.state.clear()  # a checkpoint that was rejected may have left its own
     for full_name, tensor in _read(folder / OPTIMIZER):
         name, _, entry = full_name.rpartition(".")
-        if name not in parameters or (tensor.dim() and tensor.shape != parameters[name].shape):
-            raise Rejected("shape", f"{OPTIMIZER}: {full_name} of shape {list(tensor.shape)} fits no parameter")
-        parameter = parameters[name]
+        parameter = parameters.get(name)
+        if parameter is None or (tensor.dim() and (tensor.shape, tensor.dtype) != (parameter.shape, parameter.dtype)):
+            wrong = f"{full_name} is {tensor.dtype} {list(tensor.shape)} and fits no parameter"
+            raise Rejected("shape", f"{OPTIMIZER}: {wrong}")
         optimizer.state[parameter][entry] = tensor.to(parameter.device, copy=True)
+    entries = {name: set(optimizer.state.get(parameter, ())) for name, parameter in parameters.items()}
+    every = set().union(*entries.values())
+    if lacking := [f"{name}.{entry}" for name, own in entries.items() for entry in sorted(every - own)]:
+        raise Rejected("shape", f"{OPTIMIZER} lacks {', '.join(lacking[:5])}")
 
 
 def _read(path: Path) -> Iterator[tuple[str, Tensor]]:
