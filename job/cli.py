@@ -189,7 +189,7 @@ def _asked_to_stop(reason: str) -> None:
 
 def _left_in_haste(status: RunStatus, reason: str) -> None:
     """The watchdog ends the process: say so where it is looked for."""
-    said = f"Interrupted: {reason}; at step {status.step}, the last checkpoint stands; start again to continue"
+    said = f"Interrupted: {reason}; left at step {status.step}; {status.standing()}; start again to continue"
     _write_ending(status, Interrupted.exit_code, said)
     log.error("ended", code=Interrupted.exit_code, reason=said)
     status.status = "interrupted"

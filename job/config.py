@@ -6,6 +6,7 @@ A section checks itself when it is built and reports all its problems at once. S
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
@@ -355,8 +356,12 @@ SECTIONS: Mapping[str, type[Any]] = {
 
 
 def plain(config: Config) -> dict[str, Any]:
-    """The whole config as JSON values, tuples as lists."""
+    """The whole config as JSON values, tuples as lists; what may be shown and stored.
+
+    Queries of corpus addresses are left out: a presigned one is a secret, and another one each time.
+    """
     values: dict[str, Any] = json.loads(json.dumps(asdict(config)))
+    values["data"]["corpus"] = [re.sub(r"(?i)^(https?://[^?#]*)\?[^#]*", r"\1", uri) for uri in config.data.corpus]
     return values
 
 

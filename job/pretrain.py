@@ -101,7 +101,8 @@ def pretrain(
             finish(trainer, checkpoints)
         except Exception as error:
             narrator.ended(getattr(error, "exit_code", 1), f"{type(error).__name__}: {error}")
-            if not isinstance(error, StorageError | AccessError | FencedError):
+            unreachable = isinstance(error, StorageError | AccessError) and local_folder(config.run_uri) is None
+            if not unreachable and not isinstance(error, FencedError):
                 narrator.publish(checkpoints)
             raise
         finally:

@@ -152,6 +152,21 @@ class S3Server:
             process.wait()
         self._processes.clear()
 
+    @property
+    def environ(self) -> dict[str, str]:
+        """boto3's own variables for this server, and nothing else in reach of boto3."""
+        return {
+            "AWS_ENDPOINT_URL_S3": self.endpoint,
+            "AWS_CA_BUNDLE": str(self.ca),
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            "AWS_DEFAULT_REGION": self.region,
+            "AWS_CONFIG_FILE": os.devnull,
+            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "NO_PROXY": "127.0.0.1",
+        }
+
     def fresh_uri(self) -> str:
         """A place in the bucket where nothing is yet."""
         return f"s3://{self.bucket}/{uuid.uuid4().hex}"

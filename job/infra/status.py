@@ -16,6 +16,7 @@ class RunStatus:
         seconds: Spent in training steps, over all attempts.
         checkpoint: Where the last committed checkpoint's files are.
         chain: The chain of steps of that checkpoint, in hex.
+        saved_step: Step of that checkpoint.
     """
 
     status: str = "failed"
@@ -27,7 +28,16 @@ class RunStatus:
     run_uri: str = ""
     checkpoint: str | None = None
     chain: str | None = None
+    saved_step: int | None = None
 
     def plain(self) -> dict[str, Any]:
-        """As JSON values."""
-        return {**asdict(self), "seconds": round(self.seconds, 3)}
+        """As JSON values: what `train` prints."""
+        values = {**asdict(self), "seconds": round(self.seconds, 3)}
+        values.pop("saved_step")
+        return values
+
+    def standing(self) -> str:
+        """What a restart would continue from, in words."""
+        if self.saved_step is None:
+            return f"nothing was saved, {self.step} steps are to be redone"
+        return f"step {self.saved_step} is saved, {self.step - self.saved_step} steps are to be redone"

@@ -113,7 +113,7 @@ class GPT(nn.Module):
         self.lm_head = (
             TiedHead(self.wte) if config.tie_weights else nn.Linear(config.n_embd, vocab_size, bias=config.head_bias)
         )
-        if config.init == "gpt2":
+        if config.init == "gpt2" and not self.wte.weight.is_meta:
             _init_as_gpt2(self)
 
     @property

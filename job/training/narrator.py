@@ -164,7 +164,7 @@ class Narrator:
 
     def stands_on(self, record: Record, address: str) -> None:
         """This checkpoint is the one that a restart would continue from."""
-        self.status.checkpoint, self.status.chain = address, record.chain
+        self.status.checkpoint, self.status.chain, self.status.saved_step = address, record.chain, record.step
 
     def saved(self, record: Record, seconds: Mapping[str, float]) -> None:
         """A checkpoint is committed."""

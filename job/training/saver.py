@@ -83,7 +83,7 @@ class Saver:
         if self._failures >= self._config.max_failures:
             raise StorageError(
                 f"{self._failures} saves in a row were lost, the last at step {step}: {error}; "
-                f"the last good checkpoint is step {self.last_step}"
+                f"{self._narrator.status.standing()}"
             ) from error
 
     def _prune(self) -> None:

@@ -14,6 +14,7 @@ from job.data.order import Order
 from job.data.prepare import prepare
 from job.data.token_files import SplitFiles, TokenFiles, require_windows
 from job.data.tokenizer import Tokenizer, build_tokenizer
+from job.errors import DataError
 from job.infra.metrics import Phase
 from job.infra.storage import open_store
 from job.training.evaluation import EvaluationSet
@@ -58,8 +59,11 @@ class Text:
 
     def prompt(self, config: Config) -> list[int]:
         """Tokens from which samples go on."""
-        if config.training.sample_prompt is not None:
-            return [int(token) for token in self.tokenizer.encode(config.training.sample_prompt)]
+        if config.training.sample_prompt:
+            try:
+                return [int(token) for token in self.tokenizer.encode(config.training.sample_prompt)]
+            except DataError as error:
+                log.warning("samples go on from the validation split instead of sample_prompt", reason=str(error))
         count = min(_PROMPT_TOKENS, config.model.context_length)
         return [int(token) for token in self.files.validation.open().window(0, count)]
 

@@ -7,7 +7,7 @@ from math import isfinite
 
 from job.checkpoint.store import Checkpoint
 from job.config import Config
-from job.errors import DivergedError, Interrupted
+from job.errors import DivergedError, Interrupted, StorageError
 from job.infra.metrics import Split
 from job.infra.signals import StopSignal
 from job.training.evaluation import Evaluator, SplitLoss
@@ -140,7 +140,7 @@ class Trainer:
         if self.state.nonfinite_in_a_row >= self.config.training.max_nonfinite_steps:
             raise DivergedError(
                 f"loss or gradients were not finite for {self.state.nonfinite_in_a_row} steps in a row, "
-                f"up to step {result.step}; the last checkpoint is step {self.saver.last_step}"
+                f"up to step {result.step}; {self.narrator.status.standing()}"
             )
 
     def log(self, result: StepResult) -> None:
@@ -208,11 +208,10 @@ class Trainer:
     def leave(self) -> None:
         """Save the present step if the grace allows, and say what has to be redone."""
         self.settle(now=True)
-        saved = self.saver.fits(self.stop.remaining()) and self.save()
-        last = self.saver.last_step
-        redo = 0 if saved else self.state.step - (last or 0)
+        if self.saver.fits(self.stop.remaining()):
+            with suppress(StorageError):  # asked to stop is the better reason
+                self.save()
         raise Interrupted(
-            f"{self.stop.reason}: stopped after step {self.state.step}; "
-            + (f"step {last} is saved" if last is not None else "nothing was saved")
-            + f", {redo} steps are to be redone; start again to continue"
+            f"{self.stop.reason}: stopped after step {self.state.step}; {self.narrator.status.standing()}; "
+            "start again to continue"
         )

@@ -184,6 +184,17 @@ def test_an_implied_stride_is_the_same_run_as_a_written_one():
     assert identity(written) == identity(load_config().config)
 
 
+def test_a_presigned_address_is_neither_stored_nor_an_identity():
+    """What may be a signature in a corpus's address is not shown, not stored, and names no other run."""
+    first, second = (
+        load_config(overrides=[f"data.corpus=https://host/a.txt?X-Amz-Signature={name}#sha256={'0' * 64}"]).config
+        for name in ("one", "two")
+    )
+
+    assert plain(first)["data"]["corpus"] == [f"https://host/a.txt#sha256={'0' * 64}"]
+    assert first.run_uri == second.run_uri
+
+
 def test_every_setting_belongs_to_one_section():
     """All settings can be reached by --set."""
     assert {f"{name}.{entry.name}" for name, cls in SECTIONS.items() for entry in fields(cls)} | {

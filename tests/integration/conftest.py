@@ -1,0 +1,50 @@
+"""Runs that several tests look at: made once, copied by whoever changes them."""
+
+from dataclasses import dataclass
+
+import pytest
+
+from tests.integration.command import SLOW, Ending, World, get
+
+
+@pytest.fixture
+def world(tmp_path) -> World:
+    """A world in which nothing has happened."""
+    return World.create(tmp_path / "world")
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that nothing disturbed."""
+
+    world: World
+    ending: Ending
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> Finished:
+    """A run that nothing disturbed; not to be written to."""
+    world = World.create(tmp_path_factory.mktemp("finished"))
+    return Finished(world, world.train())
+
+
+@dataclass(frozen=True)
+class Killed:
+    """A run that was killed between two checkpoints, and what its endpoint said when step 15 was saved."""
+
+    world: World
+    answers: dict[str, tuple[int, str]]
+
+
+@pytest.fixture(scope="session")
+def killed(tmp_path_factory) -> Killed:
+    """A run that was killed between two checkpoints; not to be written to."""
+    world = World.create(tmp_path_factory.mktemp("killed"))
+    with world.training(*SLOW, "observe.metrics_port=0") as job:
+        url = job.until("metrics endpoint")["url"].removesuffix("/metrics")
+        job.until("checkpoint saved", step=15)
+        answers = {path: get(url + path) for path in ("/metrics", "/healthz", "/readyz")}
+        job.until("sampled", step=17)
+        job.process.kill()
+        assert job.ending().code == -9
+    return Killed(world, answers)

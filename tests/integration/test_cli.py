@@ -1,0 +1,178 @@
+"""What the commands print: for people, and as JSON for everybody else."""
+
+import json
+import tomllib
+from collections.abc import Iterator
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from job.cli import main
+from tests.integration.command import Ending, World, two_at_a_time
+
+SPLITS = ["train", "validation", "test"]
+PROMPT = ("generate", "--prompt", "line 1", "--max-new-tokens", "20")
+DRAWN = (*PROMPT, "--temperature", "0.8", "--top-k", "50", "--seed", "3")
+COMMANDS = {
+    "losses": ("evaluate", "--json"),
+    "losses by step": ("evaluate", "--json", "--checkpoint", "40"),
+    "losses as text": ("evaluate", "--checkpoint", "best", "--split", "validation"),
+    "losses of another text": ("evaluate", "--json", "--corpus", "other.txt", "--checkpoint", "35"),
+    "losses of no step": ("evaluate", "--checkpoint", "7"),
+    "drawn": (*DRAWN, "--json"),
+    "drawn as text": DRAWN,
+    "greedy": PROMPT,
+    "greedy with a seed": (*PROMPT, "--seed", "9"),
+    "beams and chance": (*DRAWN, "--beams", "2"),
+}
+
+
+@pytest.fixture(scope="module")
+def here(finished, tmp_path_factory) -> World:
+    """A finished run of this module's own, and another text beside it."""
+    world = finished.world.copy(tmp_path_factory.mktemp("cli"))
+    (world.folder / "other.txt").write_text("line after line after line. " * 20)
+    return world
+
+
+@pytest.fixture(scope="module")
+def said(here) -> dict[str, Ending]:
+    """How each of COMMANDS ended."""
+    return two_at_a_time(lambda words: here.gpt_job(*words), COMMANDS)
+
+
+def printed(here: World, *words: str) -> str:
+    """What a command prints when it succeeds."""
+    ending = here.gpt_job(*words)
+    assert ending.code == 0, ending.stderr
+    return ending.stdout
+
+
+def test_evaluate_measures_every_split(said):
+    """Loss, perplexity, bits per byte and tokens of each split, whole."""
+    losses = json.loads(said["losses"].stdout)
+
+    assert list(losses) == SPLITS
+    assert [list(facts) for facts in losses.values()] == [["loss", "perplexity", "bits_per_byte", "tokens"]] * 3
+    assert [facts["tokens"] for facts in losses.values()] == [74 * 64, 9 * 64, 9 * 64]
+
+
+def test_evaluate_repeats_bit_for_bit(said):
+    """The same checkpoint, named by its step, costs exactly the same in another process."""
+    assert said["losses by step"].stdout == said["losses"].stdout
+
+
+def test_evaluate_prints_text(said):
+    """Without --json there is a line for each split that was asked for."""
+    facts = json.loads(said["losses"].stdout)["validation"]
+
+    assert said["losses as text"].stdout == (
+        f"validation  loss {facts['loss']:.4f}  perplexity {facts['perplexity']:.4f}  "
+        f"bits_per_byte {facts['bits_per_byte']:.4f}  tokens 576\n"
+    )
+
+
+def test_evaluate_measures_another_text(said):
+    """--corpus measures the whole of a text that the run has never seen."""
+    losses = json.loads(said["losses of another text"].stdout)
+
+    assert {split: facts["tokens"] for split, facts in losses.items()} == {"test": 8 * 64}
+
+
+def test_evaluate_knows_its_steps(said):
+    """A step without a checkpoint is not found, and those that are there are named."""
+    assert said["losses of no step"].codes == {66}
+    assert "no checkpoint of step 7; there are 35, 40" in said["losses of no step"].reason
+
+
+def test_generate_gives_tokens_and_text(said):
+    """One object: the prompt, its tokens, the continuation's text and tokens, and why it ended."""
+    drawn = json.loads(said["drawn"].stdout)
+
+    assert list(drawn) == ["prompt", "prompt_tokens", "text", "tokens", "finish_reason"]
+    assert drawn["prompt_tokens"] == list(b"line 1")
+    assert (len(drawn["tokens"]), drawn["finish_reason"]) == (20, "length")
+
+
+def test_generate_prints_prompt_and_continuation(said):
+    """The same seed draws the same text in another process; as text it follows the prompt."""
+    drawn = json.loads(said["drawn"].stdout)
+
+    assert said["drawn as text"].stdout == f"{drawn['prompt']}{drawn['text']}\n"
+
+
+def test_generate_is_greedy_by_default(said):
+    """Without a temperature the seed decides nothing."""
+    assert said["greedy"].stdout == said["greedy with a seed"].stdout != said["drawn as text"].stdout
+
+
+def test_generate_refuses_beams_with_chance(said):
+    """A beam search draws nothing: a temperature beside it is an error and not passed over."""
+    assert said["beams and chance"].codes == {78}
+    assert "no --temperature, --top-k or --top-p" in said["beams and chance"].reason
+
+
+def test_checkpoints_are_listed_oldest_first(here, finished):
+    """`checkpoints list --json`: a row for each checkpoint that stands, with what identifies and what protects it."""
+    rows = json.loads(printed(here, "checkpoints list", "--json"))
+
+    assert [list(row) for row in rows] == [
+        ["seq", "step", "chain", "val_loss", "bytes", "objects", "pinned", "valid"]
+    ] * len(rows)
+    assert [row["step"] for row in rows] == [35, 40]
+    assert [row["pinned"] for row in rows] == [False, True]
+    assert all(row["valid"] for row in rows)
+    assert rows[-1]["chain"] == finished.ending.summary["chain"]
+    assert rows[-1]["val_loss"] == finished.ending.summary["val_loss"]
+
+
+def test_checkpoints_are_listed_for_people(here):
+    """As text: a heading and a line for each."""
+    heading, *lines = printed(here, "checkpoints list").splitlines()
+
+    assert heading.split() == ["seq", "step", "val_loss", "bytes", "objects", "pinned", "valid", "chain"]
+    assert [line.split()[1] for line in lines] == ["35", "40"]
+
+
+def test_prepare_counts_what_it_made(here):
+    """`prepare --json`: documents, characters, bytes and tokens of each split."""
+    splits = json.loads(printed(here, "prepare", "--json"))
+
+    assert splits["train"] == {"documents": 1, "characters": 4800, "bytes": 4800, "tokens": 4800}
+    assert list(splits) == SPLITS
+
+
+def test_prepare_prints_text(here):
+    """A line for each split."""
+    assert "train       1 documents  4,800 characters  4,800 bytes  4,800 tokens" in printed(here, "prepare")
+
+
+def test_config_show_says_where_values_come_from(here):
+    """`config show --json`: the whole config, and the layer of each setting."""
+    shown = json.loads(printed(here, "config show", "--json", "--set", "seed=7"))
+
+    assert (shown["config"]["seed"], shown["sources"]["seed"]) == (7, "--set")
+    assert shown["sources"]["model.n_layer"] == "file run.toml"
+
+
+def test_config_show_can_be_read_back(here):
+    """Its text is a config file: the run's own."""
+    assert tomllib.loads(printed(here, "config show")) == tomllib.loads((here.folder / "run.toml").read_text())
+
+
+def leaves(group: click.Group, *words: str) -> Iterator[str]:
+    """Every command below `group`, as it is typed."""
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from leaves(command, *words, name)
+        else:
+            yield " ".join((*words, name))
+
+
+@pytest.mark.parametrize("command", list(leaves(main)))
+def test_help_shows_an_example(command):
+    """--help of every command has a line that can be typed."""
+    help_text = CliRunner().invoke(main, [*command.split(), "--help"]).output
+
+    assert f"\n  gpt-job {command} --" in help_text
