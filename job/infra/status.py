@@ -40,4 +40,4 @@ class RunStatus:
         """What a restart would continue from, in words."""
         if self.saved_step is None:
             return f"nothing was saved, {self.step} steps are to be redone"
-        return f"step {self.saved_step} is saved, {self.step - self.saved_step} steps are to be redone"
+        return f"step {self.saved_step} is saved, {max(0, self.step - self.saved_step)} steps are to be redone"

@@ -42,10 +42,12 @@ class Learner:
         """Clip and step, unless loss or gradients are not finite; returns the gradients' norm before clipping."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        if self.scaler.is_enabled():
-            self.scaler.unscale_(self.optimizer)
         parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
-        norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        if self.scaler.is_enabled():
+            gradients[0] += 0 * loss  # the scaler looks at gradients only: not finite times 0 is no number
+            self.scaler.unscale_(self.optimizer)
+        norm = get_total_norm(gradients)
         if clip_norm is not None:
             clip_grads_with_norm_(parameters, clip_norm, norm)
         if not self.scaler.is_enabled():

@@ -155,7 +155,7 @@ def test_a_second_signal_leaves_at_once(world):
         ending = job.ending()
 
     assert ending.codes == {75}
-    assert "SIGTERM received, then SIGTERM; left at step 0, nothing was saved" in ending.reason
+    assert "SIGTERM received, then SIGTERM; left at step 0; nothing was saved" in ending.reason
     assert ending.summary["status"] == "interrupted"
 
 
