@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 
 from job.checkpoint import history
 from job.checkpoint.events import VIEW, EventLog, past_events
-from job.checkpoint.identity import require_same, run_identity
+from job.checkpoint.identity import changed_settings, ends_equality, require_same, run_identity
 from job.checkpoint.probe import probe
 from job.checkpoint.record import Record
 from job.checkpoint.store import CheckpointStore
@@ -207,11 +207,8 @@ def _announce(
     """Say what this attempt starts from, what was passed over and what will not be the same as before."""
     for record, reason in loaded.rejected if loaded else ():
         trainer.narrator.rejected(record.step, reason.reason, str(reason))
-    changed = changes(trainer.learner.numerics, loaded.record.facts["numerics"]) if loaded else []
-    for change in changed:
-        log.warning("numbers will differ from those of an unbroken run", change=change)
-    if changed:
-        trainer.facts["numerics_changed"] = changed
+    if loaded:
+        _compare(trainer, loaded.record)
     trainer.narrator.started(
         trainer.state.step,
         run_uri=resolved.config.run_uri,
@@ -224,3 +221,15 @@ def _announce(
         attempt=sum(record.kind == "fence" for record in checkpoints.records),
     )
     trainer.narrator.publish(checkpoints)
+
+
+def _compare(trainer: Trainer, record: Record) -> None:
+    """Say which settings and numerics are not those of the checkpoint, and mark what ends equality bit for bit."""
+    settings = changed_settings(record.facts["config"], plain(trainer.config))
+    if settings:
+        log.info("settings changed since the checkpoint", **{name: list(pair) for name, pair in settings.items()})
+    unequal = changes(trainer.learner.numerics, record.facts["numerics"]) + ends_equality(settings, trainer.config)
+    for change in unequal:
+        log.warning("numbers will differ from those of an unbroken run", change=change)
+    if unequal:
+        trainer.facts["numerics_changed"] = unequal

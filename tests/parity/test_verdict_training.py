@@ -1,12 +1,13 @@
 """The tutorial's chapter 5 through the job: its data facts, its untrained losses, ten epochs within its bands.
 
-Figures are those printed in Raschka, "Build a Large Language Model (From Scratch)", chapter 5. Dropout draws other
-numbers on every platform, so what is trained is held to bands over the five traces in its notebook's history.
+Figures are those printed in Raschka, "Build a Large Language Model (From Scratch)", chapter 5. Order and dropout are
+other numbers here, so what is trained is held to bands over the five traces in its notebook's history.
 """
 
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -161,20 +162,41 @@ class TestTrained:
         assert [sample["step"] for sample in samples] == list(range(9, 91, 9))
         assert {sample["prompt"] for sample in samples} == {"Every effort moves you"}
 
-    def test_train_loss(self, run):
+
+SEEDS = (123, 1, 2)  # the preset's first; the book's own loop moves as much from one seed to the next
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+class TestSeeds:
+    """The tutorial's bands. One run is a throw of dice, so the median of three seeds is held to them."""
+
+    @pytest.fixture(scope="class")
+    def curves(self, tmp_path_factory):
+        """For each seed its evaluations, in order."""
+        published("the-verdict.txt")
+        found = []
+        for seed in SEEDS:
+            folder = tmp_path_factory.mktemp(f"seed{seed}")
+            try:
+                _, events = train(folder, "verdict", f"seed={seed}", "checkpoint.every=90")
+            finally:
+                shutil.rmtree(folder)
+            found.append(of_kind(events, "evaluated"))
+            for event in found[-1]:
+                print(seed, event["step"], round(event["train_loss"], 3), round(event["val_loss"], 3), flush=True)
+        return found
+
+    def test_train_loss(self, curves):
         """The story is nearly learned by heart: below 1.1 nats."""
-        _, events = run
+        assert statistics.median(curve[-1]["train_loss"] for curve in curves) < 1.1
 
-        assert of_kind(events, "evaluated")[-1]["train_loss"] < 1.1
+    def test_validation_loss(self, curves):
+        """The validation loss ends overfitted, from 6.3 to 6.6."""
+        assert 6.3 <= statistics.median(curve[-1]["val_loss"] for curve in curves) <= 6.6
 
-    def test_validation_loss(self, run):
-        """The validation loss ends overfitted, in the tutorial's band."""
-        _, events = run
+    def test_lowest_validation_loss(self, curves):
+        """On the way the validation loss was as low as the tutorial's: 6.1 to 6.2."""
+        lowest = [min(event["val_loss"] for event in curve) for curve in curves]
 
-        assert 6.3 <= of_kind(events, "evaluated")[-1]["val_loss"] <= 6.6
-
-    def test_lowest_validation_loss(self, run):
-        """On the way the validation loss was as low as the tutorial's."""
-        _, events = run
-
-        assert 6.1 <= min(event["val_loss"] for event in of_kind(events, "evaluated")) <= 6.2
+        assert 6.1 <= statistics.median(lowest) <= 6.2
