@@ -46,7 +46,7 @@ format: $(VENV)/.dev ## Put the code into its one style
 chaos: $(VENV)/.dev $(VENV)-s3/.installed ## Kills and stops at every numbered point, on both back ends (long)
 	$(VENV)/bin/python -m pytest tests/chaos -m "slow or not slow"
 
-parity: $(VENV)/.dev ## The tutorials' and nanoGPT's results, trained for real (minutes)
+parity: $(VENV)/.parity ## The tutorials' and nanoGPT's results, trained for real (half an hour)
 	$(VENV)/bin/python -m pytest tests/parity -m "slow or not slow" -s
 
 clean: ## Remove what was installed and cached here; runs stay
@@ -65,6 +65,10 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.installed
 	@$(PIP) install -q -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(VENV)/.parity: $(VENV)/.dev
+	@$(PIP) install -q -c constraints.txt -e '.[dev,parity]'
 	@touch $@
 
 # A real S3 server (OpenStack Swift) for the tests, apart from the job's own packages.
