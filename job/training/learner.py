@@ -1,5 +1,6 @@
 """What is trained and what trains it: model, optimizer, scaler, on one device with one set of numerics."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -24,8 +25,14 @@ class Learner:
     numerics: Numerics
     device: torch.device
 
-    def backward(self, batch: Batch, rows_per_pass: int) -> Tensor:
-        """Gradients of the mean loss of the whole batch, however it is cut; returns that loss, nats per token."""
+    def backward(self, batch: Batch, rows_per_pass: int, advance: Callable[[], None] = lambda: None) -> Tensor:
+        """Gradients of the mean loss of the whole batch, however it is cut; returns that loss, nats per token.
+
+        Args:
+            batch: All sequences of the step.
+            rows_per_pass: Sequences of one forward pass.
+            advance: Called after each pass.
+        """
         total = torch.zeros((), device=self.device)
         for first in range(0, len(batch.inputs), rows_per_pass):
             inputs = batch.inputs[first : first + rows_per_pass].to(self.device, non_blocking=True)
@@ -36,6 +43,7 @@ class Learner:
             share = loss * (len(inputs) / len(batch.inputs))
             torch.autograd.backward(self.scaler.scale(share))
             total += share.detach()
+            advance()
         return total
 
     def update(self, loss: Tensor, learning_rate: float, clip_norm: float | None) -> Tensor:

@@ -104,7 +104,7 @@ class Trainer:
         started = time.monotonic()
         batch = next(self.batches)
         seed_torch(self.learner.device, seed_for(self.config.seed, "step", self.state.step, 0))
-        loss = self.learner.backward(batch, self.config.training.rows_per_pass)
+        loss = self.learner.backward(batch, self.config.training.rows_per_pass, self.narrator.pulse.beat)
         norm = self.learner.update(loss, self.rate(self.state.step), self.config.optimizer.clip_norm)
         self.ledger.add(batch.samples, loss, norm)
         self.state.step += 1
