@@ -10,6 +10,7 @@ TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 PRESET ?= quickstart
 PROMPT ?= The
 CONFIG = --preset $(PRESET) $(if $(CORPUS),--set 'data.corpus=$(CORPUS)') $(foreach assignment,$(SET),--set '$(assignment)')
+AGAIN = $(if $(filter-out quickstart,$(PRESET)), PRESET=$(PRESET))$(if $(CORPUS), CORPUS=$(CORPUS))$(if $(SET), SET="$(SET)")
 FROM = $(CONFIG) $(if $(RUN),--run '$(RUN)')
 
 ##@ Everyday
@@ -23,7 +24,7 @@ install: $(VENV)/.installed ## Make .venv and install the job into it
 
 train: $(VENV)/.installed ## Train, or continue, a small model on this machine: no account, no GPU
 	@$(JOB) train $(CONFIG)
-	@printf '\nNext:\n  make generate PROMPT="The "            what it learned\n  $(JOB) evaluate          loss on whole splits\n  $(JOB) checkpoints list  what is saved\n  make train CORPUS=my.txt               your own text\n'
+	@printf '\nNext:\n  make generate$(AGAIN)   what it learned (PROMPT="The ")\n  make evaluate$(AGAIN)   loss on whole splits\n  $(JOB) --help   everything else\n'
 
 generate: $(VENV)/.installed ## Continue PROMPT with the model that make train trained
 	@$(JOB) generate $(FROM) --prompt '$(PROMPT)' --temperature 0.8 --top-k 50 --max-new-tokens 300
