@@ -21,7 +21,7 @@ import structlog
 
 from job.config import DataConfig
 from job.errors import ConfigError
-from job.infra.object_store import folder_errors
+from job.infra.object_store import flush, folder_errors
 
 Advance = Callable[[], None]  # called whenever bytes or documents have moved; may raise Interrupted
 
@@ -110,12 +110,3 @@ def publish(partial: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     partial.replace(target)
     flush(target.parent)
-
-
-def flush(path: Path) -> None:
-    """Make a file's bytes, or a folder's names, survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -181,7 +181,7 @@ def _written(path: Path, content: Content) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             partial.unlink()
-    _sync_folder(path.parent)
+    flush(path.parent)
 
 
 def _new_file(path: Path, tries: int = 8) -> BinaryIO:
@@ -200,11 +200,12 @@ def _make_folder(folder: Path) -> None:
     if not folder.is_dir():
         _make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
-        _sync_folder(folder.parent)
+        flush(folder.parent)
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def flush(path: Path) -> None:
+    """Make a file's bytes, or a folder's names, survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -73,8 +73,10 @@ def evaluation_set(split: SplitFiles, config: Config, count: int | None) -> Eval
     T = config.model.context_length
     kind = "windows" if count is None else config.data.order
     order = Order(kind, split.tokens, T, T, config.seed, "evaluation")
-    windows = order.windows if count is None or kind == "windows" else count
-    starts = order.starts(np.arange(min(windows, count or windows), dtype=np.int64))
+    count = order.windows if count is None else count
+    if kind == "windows":
+        count = min(count, order.windows)  # no window is measured twice
+    starts = order.starts(np.arange(count, dtype=np.int64))
     return EvaluationSet(split.open(), starts, split.bytes / split.tokens)
 
 
