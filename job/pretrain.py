@@ -209,6 +209,7 @@ def _announce(
         trainer.narrator.rejected(record.step, reason.reason, str(reason))
     if loaded:
         _compare(trainer, loaded.record)
+    trainer.narrator.resumed_with(trainer.state.eval_train_loss, trainer.state.val_loss, trainer.state.seconds)
     trainer.narrator.started(
         trainer.state.step,
         run_uri=resolved.config.run_uri,

@@ -198,6 +198,10 @@ class Narrator:
         self.events.note("checkpoint rejected", step, reason=reason, detail=detail)
         log.warning("checkpoint rejected, the one before it is tried", step=step, reason=reason, detail=detail)
 
+    def resumed_with(self, train_loss: float | None, val_loss: float | None, seconds: float) -> None:
+        """What earlier attempts measured, so that one that has nothing left to do can still say it."""
+        self.status.train_loss, self.status.val_loss, self.status.seconds = train_loss, val_loss, seconds
+
     def started(self, step: int, **facts: Any) -> None:
         """An attempt begins, at step 0 or where another one ended."""
         self.status.step, self.status.tokens = step, self._tokens(step)
