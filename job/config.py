@@ -186,7 +186,8 @@ class TrainingConfig:
     sample_tokens: int = 50
     sample_temperature: float = 0.0
     sample_top_k: int | None = None
-    max_nonfinite_steps: int = 5  # in a row, before the run ends as diverged
+    max_nonfinite_steps: int = 5  # in a row, before the run goes back and passes over their data
+    max_rollbacks: int = 3  # in a run, before it ends as diverged
 
     def __post_init__(self) -> None:
         periods = {name: getattr(self, name) for name in ("eval_every", "sample_every")}
@@ -205,6 +206,7 @@ class TrainingConfig:
                 **{name: value for name, value in periods.items() if value != "epoch"},
             ),
             (self.eval_offset >= 0, f"training.eval_offset={self.eval_offset} must be at least 0"),
+            (self.max_rollbacks >= 0, f"training.max_rollbacks={self.max_rollbacks} must be at least 0"),
             (
                 self.sample_temperature >= 0,
                 f"training.sample_temperature={self.sample_temperature} must be at least 0",

@@ -82,13 +82,15 @@ def pretrain(
         loaded = _restore(checkpoints, learner) if newest else None
         timetable = Timetable(config.training, text.order.windows)
         narrator = _narrator(config, channels, checkpoints, timetable, Path(scratch))
+        saver = Saver(checkpoints, config.checkpoint, narrator, may_delete)
         trainer = Trainer(
             config=config,
             learner=learner,
             text=text,
             timetable=timetable,
             narrator=narrator,
-            saver=Saver(checkpoints, config.checkpoint, narrator, may_delete),
+            saver=saver,
+            checkpoints=checkpoints,
             state=loaded.value if loaded else TrainingState(),
             facts=facts,
             stop=stop,
@@ -100,6 +102,7 @@ def pretrain(
             trainer.run()
             finish(trainer, checkpoints)
         except Exception as error:
+            saver.close()
             narrator.ended(getattr(error, "exit_code", 1), f"{type(error).__name__}: {error}")
             unreachable = isinstance(error, StorageError | AccessError) and local_folder(config.run_uri) is None
             if not unreachable and not isinstance(error, FencedError):

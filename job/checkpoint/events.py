@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,14 @@ VIEW = "events.jsonl"
 Event = dict[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """History events since the last committed checkpoint, as JSON lines, and how many they are."""
+
+    content: bytes
+    count: int
+
+
 class EventLog:
     """Appends events to a local file and remembers those that the next checkpoint carries.
 
@@ -32,13 +41,26 @@ class EventLog:
     """
 
     def __init__(self, path: Path, past: Sequence[Event], attempt: int) -> None:
-        self.events = list(past)
+        self.events: list[Event] = []
+        self._lines: list[bytes] = []
+        self._there: set[tuple[str, int]] = set()
         self._attempt = attempt
         self._number = 0
         self._segment: list[Event] = []
         self._facts: list[Event] = []
         self._path = path
         self._file: FileIO | None = None
+        self.rewind(past)
+
+    def rewind(self, past: Sequence[Event]) -> None:
+        """Begin again from the events in `past`; what this attempt has noted as fact stays."""
+        known = {_place(event) for event in past}
+        events = [*past, *(fact for fact in self._facts if _place(fact) not in known)]
+        self.events = sorted(events, key=_place)
+        self._lines = [_line(event) for event in self.events]
+        self._there = {(event["event"], event["step"]) for event in self.events}
+        self._segment.clear()
+        self.close()
         self._bring_up_to_date()
 
     def record(self, event: str, step: int, **fields: Any) -> Event:
@@ -58,7 +80,9 @@ class EventLog:
         place = {"attempt": self._attempt, "number": self._number}
         line = {"event": event, "step": step, "time": round(time.time(), 3), **fields, **place}
         self.events.append(line)
-        self._append(_lines([line]))
+        self._lines.append(_line(line))
+        self._there.add((event, step))
+        self._append(self._lines[-1])
         return line
 
     def _append(self, content: bytes) -> None:
@@ -81,25 +105,25 @@ class EventLog:
             partial.replace(self._path)
             self._file = self._path.open("ab", buffering=0)
 
-    def segment(self) -> bytes:
-        """History events since the last committed checkpoint, as JSON lines."""
-        return _lines(self._segment)
+    def segment(self) -> Segment:
+        """What the next checkpoint carries."""
+        return Segment(b"".join(map(_line, self._segment)), len(self._segment))
 
-    def committed(self) -> None:
-        """The checkpoint that carries the present segment is committed."""
-        self._segment.clear()
+    def committed(self, segment: Segment) -> None:
+        """The checkpoint that carries `segment` is committed; what came after it waits for the next."""
+        del self._segment[: segment.count]
 
     def facts(self) -> bytes:
         """All facts of this attempt, as JSON lines."""
-        return _lines(self._facts)
+        return b"".join(map(_line, self._facts))
 
     def view(self) -> bytes:
         """The whole of `events.jsonl`."""
-        return _lines(self.events)
+        return b"".join(self._lines)
 
     def has(self, event: str, step: int) -> bool:
         """Whether such an event of that step is there."""
-        return any(line["event"] == event and line["step"] == step for line in self.events)
+        return (event, step) in self._there
 
     def close(self) -> None:
         """Close the local file; what comes later is kept all the same."""
@@ -121,7 +145,11 @@ def past_events(objects: ObjectStore, records: Sequence[Record], last: Record | 
     events: list[Event] = []
     for key in [*segments, *(facts_key(fence.attempt, fence.term) for fence in fences)]:
         events += _read(objects, key)
-    return sorted(events, key=lambda event: (event["attempt"], event["number"]))
+    return sorted(events, key=_place)
+
+
+def _place(event: Event) -> tuple[int, int]:
+    return event["attempt"], event["number"]
 
 
 def _read(objects: ObjectStore, key: str) -> Iterable[Event]:
@@ -145,5 +173,5 @@ def parse_lines(content: bytes) -> list[Event]:
     return events
 
 
-def _lines(events: Iterable[Event]) -> bytes:
-    return b"".join(canonical(event) + b"\n" for event in events)
+def _line(event: Event) -> bytes:
+    return canonical(event) + b"\n"

@@ -97,8 +97,8 @@ class CheckpointStore:
         if found != FORMAT:
             raise ConfigError(f"{self.objects.uri} has format {found}, this job writes {FORMAT}")
 
-    def continue_from(self, record: Record) -> None:
-        """Make `record` the one that the next checkpoint follows."""
+    def continue_from(self, record: Record | None) -> None:
+        """Make `record` the one that the next checkpoint follows; None: it follows none."""
         self._last = record
 
     def folder_of(self, record: Record) -> str:

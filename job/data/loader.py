@@ -3,16 +3,17 @@
 import hashlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Sequence
 from sys import maxsize
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from job.data.order import Order, sample_numbers
+from job.data.order import DataOffset, Order, sample_numbers
 from job.data.shards import TokenSplit
 from job.errors import JobError
 
@@ -38,25 +39,32 @@ class StepDataset(Dataset[Batch]):
 
     Args:
         batch_size: Sequences of a step over all ranks.
-        offset: Samples passed over before step 0's.
+        offsets: What is passed over, and from which step on.
         rank, world_size: Which rows of each batch are this process's: the batch is dealt out in runs, in order.
     """
 
     def __init__(
-        self, split: TokenSplit, order: Order, batch_size: int, offset: int = 0, rank: int = 0, world_size: int = 1
+        self,
+        split: TokenSplit,
+        order: Order,
+        batch_size: int,
+        offsets: Sequence[DataOffset] = (),
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         self._split, self._order = split, order
-        self._batch_size, self._offset = batch_size, offset
+        self._batch_size, self._offsets = batch_size, tuple(offsets)
         self._rows = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
         self._steps = max(1, BLOCK // batch_size)  # of a block
         self._block = -1
-        self._starts = np.empty((0, batch_size), np.int64)  # of the block's steps
+        self._starts: NDArray[np.int64] = np.empty((0, batch_size), np.int64)  # of the block's steps
 
     def __getitem__(self, step: int) -> Batch:
         block, row = divmod(step, self._steps)
         if block != self._block:
-            samples = sample_numbers(block, self._steps * self._batch_size, self._offset)
-            self._starts = self._order.starts(samples).reshape(self._steps, self._batch_size)
+            steps = range(block * self._steps, (block + 1) * self._steps)
+            samples = sample_numbers(steps, self._batch_size, self._offsets)
+            self._starts = self._order.starts(samples.ravel()).reshape(samples.shape)
             self._block = block
         starts = self._starts[row]
         tokens = self._split.windows(starts[self._rows], self._order.context_length + 1)
@@ -76,7 +84,7 @@ class BatchLoader:
     def __init__(self, dataset: StepDataset, workers: int = 0, *, pin_memory: bool = False) -> None:
         self._dataset, self._workers, self._pin_memory = dataset, workers, pin_memory
 
-    def from_step(self, step: int) -> Iterator[Batch]:
+    def from_step(self, step: int) -> Generator[Batch, None, None]:
         """The batches of `step`, `step` + 1 and so on, without end; closing the iterator ends its workers.
 
         Raises, while it is read:

@@ -1,9 +1,11 @@
 """Which tokens are read when: a pure function of the seed and the number of a sample.
 
-Batch `step` holds the samples offset + step * batch_size + i. Sample g is window perm(epoch)[g mod windows] of epoch
-g div windows, so that batches are always full, run across the ends of epochs, and any of them is found at once.
+Batch `step` holds the samples step * batch_size + i, and as many more as were passed over by then. Sample g is window
+perm(epoch)[g mod windows] of epoch g div windows, so that batches are always full, run across the ends of epochs, and
+any of them is found at once.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,10 +16,23 @@ from job.data.permutation import GOLDEN, key, mix, permuted
 from job.errors import DataError
 
 
-def sample_numbers(step: int, batch_size: int, offset: int = 0) -> NDArray[np.int64]:
-    """(batch_size,) int64: the samples of a step. `offset` counts samples that were passed over."""
-    first = offset + step * batch_size
-    return np.arange(first, first + batch_size, dtype=np.int64)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataOffset:
+    """From `step` on, `samples` more are passed over."""
+
+    step: int
+    samples: int
+
+
+def passed_over(step: int, offsets: Sequence[DataOffset]) -> int:
+    """Samples passed over before those of `step`."""
+    return sum(offset.samples for offset in offsets if offset.step <= step)
+
+
+def sample_numbers(steps: range, batch_size: int, offsets: Sequence[DataOffset] = ()) -> NDArray[np.int64]:
+    """(len(steps), batch_size) int64: the samples of each step."""
+    first = [step * batch_size + passed_over(step, offsets) for step in steps]
+    return np.array(first, np.int64)[:, None] + np.arange(batch_size, dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,6 +67,9 @@ class Metrics:
         self.nonfinite_steps = Counter(
             "pretrain_nonfinite_steps_total", "Steps skipped: loss or gradients were not finite.", registry=registry
         )
+        self.rollbacks = Counter(
+            "pretrain_rollbacks_total", "Returns to an earlier step: too many were skipped in a row.", registry=registry
+        )
 
     def _declare_run(self, registry: CollectorRegistry) -> None:
         self._phase = _PhaseCollector()
@@ -80,6 +83,9 @@ class Metrics:
     def _declare_checkpoints(self, registry: CollectorRegistry) -> None:
         self.checkpoint_seconds = Gauge(
             "pretrain_checkpoint_duration_seconds", "Time of the last save.", ["stage"], registry=registry
+        )
+        self.checkpoint_stalled = Counter(
+            "pretrain_checkpoint_stalled_seconds_total", "Time that training lost to saving.", registry=registry
         )
         self.checkpoint_bytes = _Gauge("pretrain_checkpoint_bytes", "Size of the last save.", registry=registry)
         self.checkpoint_last_success = _Gauge(
@@ -117,6 +123,7 @@ class Metrics:
         """Set the stages, size in bytes and Unix time of a committed save."""
         for stage, duration in seconds.items():
             self.checkpoint_seconds.labels(stage).set(duration)
+        self.checkpoint_stalled.inc(seconds["snapshot"])
         self.checkpoint_bytes.set(size)
         self.checkpoint_last_success.set(now)
 

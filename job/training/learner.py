@@ -70,16 +70,31 @@ class Learner:
 def build_learner(config: Config, numerics: Numerics, vocab_size: int, restoring: bool) -> Learner:
     """A learner with fresh parameters from the seed, or, to be restored, with room for stored ones."""
     device = apply_numerics(numerics)
-    if restoring:
-        model = empty_model(config, vocab_size, device)
-    else:
-        torch.manual_seed(config.seed)
-        model = GPT(config.model, vocab_size).to(device)  # drawn on the CPU: the same on every device
+    model = empty_model(config, vocab_size, device) if restoring else fresh_model(config, vocab_size).to(device)
     optimizer = build_optimizer(model, config.optimizer)
     if numerics.compile:
         model.compile()
-    scaler = torch.amp.GradScaler(device.type, enabled=numerics.precision == "fp16")
-    return Learner(model, optimizer, scaler, numerics, device)
+    return Learner(model, optimizer, _fresh_scaler(numerics, device), numerics, device)
+
+
+def _fresh_scaler(numerics: Numerics, device: torch.device) -> torch.amp.GradScaler:
+    return torch.amp.GradScaler(device.type, enabled=numerics.precision == "fp16")
+
+
+def begin_again(learner: Learner, config: Config) -> None:
+    """Make a learner what it was before the first step."""
+    fresh = dict(fresh_model(config, learner.model.vocab_size).named_parameters())
+    with torch.no_grad():
+        for name, parameter in learner.model.named_parameters():
+            parameter.copy_(fresh[name])
+    learner.optimizer.state.clear()
+    learner.scaler.load_state_dict(_fresh_scaler(learner.numerics, learner.device).state_dict())
+
+
+def fresh_model(config: Config, vocab_size: int) -> GPT:
+    """A model with parameters from the seed, drawn on the CPU: the same on every device."""
+    torch.manual_seed(config.seed)
+    return GPT(config.model, vocab_size)
 
 
 def empty_model(config: Config, vocab_size: int, device: torch.device) -> GPT:

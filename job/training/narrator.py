@@ -11,17 +11,19 @@ from typing import Any
 
 import structlog
 
-from job.checkpoint.events import VIEW, EventLog, facts_key
+from job.checkpoint.events import VIEW, EventLog, Segment, facts_key, past_events
 from job.checkpoint.record import Record, canonical
 from job.checkpoint.retention import Pruned
 from job.checkpoint.store import CheckpointStore
-from job.errors import AccessError, JobError
+from job.errors import AccessError, DivergedError, JobError
 from job.infra.health import Pulse
 from job.infra.metrics import Metrics, Phase, Split
+from job.infra.object_store import ObjectStore
 from job.infra.progress import Progress
 from job.infra.status import RunStatus
 from job.training.evaluation import SplitLoss
 from job.training.ledger import StepResult
+from job.training.rollback import Rollback
 from job.training.timetable import Timetable
 
 log = structlog.get_logger(__name__)
@@ -158,32 +160,53 @@ class Narrator:
         self.events.record("sampled", step, prompt=prompt, text=text)
         log.info("sampled", step=step, text=f"{prompt}{text}\n")
 
-    def saving(self, step: int) -> None:
-        """A save begins."""
-        self.phase("saving")
+    def rolled_back(self, last_bad: int, rollback: Rollback, checkpoints: CheckpointStore) -> None:
+        """Too many steps in a row were not finite: the run is back at an earlier one."""
+        state, offset = rollback.state, rollback.offset
+        self.events.rewind(past_events(checkpoints.objects, checkpoints.records, rollback.record))
+        self.metrics.rollbacks.inc()
+        self.status.step, self.status.tokens = state.step, self._tokens(state.step)
+        self.progress.update(state.step)
+        facts = {
+            "continued_from": state.step,
+            "skipping_from": offset.step,
+            "samples_passed_over": offset.samples,
+            "rollbacks": len(state.data_offsets),
+        }
+        self.events.note("rolled back", last_bad, **facts)
+        log.warning("rolled back: too many steps in a row were not finite", step=last_bad, **facts)
 
-    def stands_on(self, record: Record, address: str) -> None:
+    def stands_on(self, record: Record | None, address: str | None) -> None:
         """This checkpoint is the one that a restart would continue from."""
-        self.status.checkpoint, self.status.chain, self.status.saved_step = address, record.chain, record.step
+        self.status.checkpoint = address
+        self.status.chain, self.status.saved_step = (record.chain, record.step) if record else (None, None)
 
-    def saved(self, record: Record, seconds: Mapping[str, float]) -> None:
-        """A checkpoint is committed."""
-        self.events.committed()
-        self.metrics.step.set(record.step)
+    def saved(self, record: Record, seconds: Mapping[str, float], segment: Segment) -> None:
+        """A checkpoint is committed, and with it a segment of the events."""
+        self.events.committed(segment)
         rounded = {stage: round(span, 4) for stage, span in seconds.items()}
         self.events.note("checkpoint saved", record.step, seq=record.seq, bytes=record.size, seconds=rounded)
         self.metrics.saved(seconds, record.size, time.time())  # type: ignore[arg-type]  # stages are its own
-        self.phase("training")
         log.info(
-            "checkpoint saved", step=record.step, bytes=record.size, seconds=rounded["total"], chain=record.chain[:12]
+            "checkpoint saved",
+            step=record.step,
+            bytes=record.size,
+            seconds=rounded["total"],
+            training_stalled=rounded["snapshot"],
+            chain=record.chain[:12],
         )
+
+    def save_skipped(self, step: int, under_way: int) -> None:
+        """A checkpoint was due while the one before was still being stored."""
+        self.metrics.count_failure("busy")
+        self.events.note("checkpoint skipped", step, reason="busy", under_way=under_way)
+        log.warning("checkpoint skipped: the one before is still being stored", step=step, under_way=under_way)
 
     def save_failed(self, step: int, error: Exception, in_a_row: int) -> None:
         """A save was lost; the checkpoint before it stands."""
         reason = _reason(error)
         self.metrics.count_failure(reason)
         self.events.note("checkpoint failed", step, reason=reason, in_a_row=in_a_row)
-        self.phase("training")
         log.warning(
             "checkpoint lost, the one before it stands, training goes on",
             step=step,
@@ -244,13 +267,21 @@ class Narrator:
 
     def publish(self, checkpoints: CheckpointStore) -> None:
         """Write the views that people read; best effort, never read by a resume."""
-        objects, term = checkpoints.objects, checkpoints.term or 0
-        views = {facts_key(checkpoints.attempt, term): self.events.facts(), METRICS_VIEW: self.metrics.text()}
+        self.store_views(checkpoints.objects, self.views(checkpoints))
+
+    def views(self, checkpoints: CheckpointStore) -> dict[str, bytes]:
+        """The views by key, as they are now."""
+        views = {facts_key(checkpoints.attempt, checkpoints.term or 0): self.events.facts()}
+        views[METRICS_VIEW] = self.metrics.text()
         if last := checkpoints.last:
             hint = {"step": last.step, "seq": last.seq, "checkpoint": checkpoints.folder_of(last)}
             views[LATEST_VIEW] = canonical(hint)
         if not self._kept_here:
             views[VIEW] = self.events.view()
+        return views
+
+    def store_views(self, objects: ObjectStore, views: Mapping[str, bytes]) -> None:
+        """Store the views, from whatever thread; one that cannot be stored is a warning."""
         for key, content in views.items():
             try:
                 objects.put(key, [content])
@@ -282,4 +313,6 @@ def _reason(error: Exception) -> str:
         return "disk"
     if isinstance(error, MemoryError):
         return "memory"
+    if isinstance(error, DivergedError):
+        return "not_finite"
     return "access" if isinstance(error, AccessError) else "storage"

@@ -1,16 +1,42 @@
-"""Saving as the loop sees it: a checkpoint goes in, and the run goes on unless too many in a row were lost."""
+"""Saving as the loop sees it: a copy of the state is taken, everything else happens in a thread of its own.
 
+One save is under way at a time. What became of it is told in the loop's own thread, at a step boundary, so that
+narrator, events and state are never shared between threads.
+"""
+
+import os
+import sys
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
 
 from job.checkpoint.record import Record
-from job.checkpoint.retention import Retention
-from job.checkpoint.store import Checkpoint, CheckpointStore
+from job.checkpoint.retention import Pruned, Retention
+from job.checkpoint.store import CheckpointStore, Saved
 from job.config import CheckpointConfig
-from job.errors import AccessError, FencedError, StorageError
+from job.errors import AccessError, DivergedError, JobError, StorageError
 from job.training.narrator import Narrator
+from job.training.snapshot import Snapshot
 
 _HASTE = 1.25  # a save may take this much longer than the last one did
+_NICE = 10  # where cores are few, training goes first
+_TICK = 0.2  # seconds between two looks while waiting
+_LOST = (StorageError, AccessError, DivergedError, OSError, MemoryError)
+
+
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    """A save under way."""
+
+    snapshot: Snapshot
+    started: float
+    stalled: float  # seconds for which training stood still
+    outcome: Future[tuple[float, Saved]]
 
 
 class Saver:
@@ -30,68 +56,124 @@ class Saver:
         self._config = config
         self._narrator = narrator
         self._retention = Retention(checkpoints, config) if may_delete else None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="save", initializer=_step_back)
+        self._flight: _Flight | None = None
+        self._pruning: Future[Pruned] | None = None
+        self._views: Future[None] | None = None
         self._failures = 0
         self._last_seconds = 0.0
+        self._last_begun = time.monotonic()
         self.last_step: int | None = None
-        if checkpoints.last:
-            self._stand_on(checkpoints.last)
-        self.last_time = time.monotonic()
+        self.stand_on(checkpoints.last)
+
+    def stand_on(self, record: Record | None) -> None:
+        """Say that the run stands on this checkpoint, or on none."""
+        self.last_step = record.step if record else None
+        self._narrator.stands_on(record, self._checkpoints.folder_of(record) if record else None)
 
     def due(self, step: int) -> bool:
         """Whether the config wants a checkpoint now."""
         seconds = self._config.every_seconds
-        return step % self._config.every == 0 or (seconds is not None and time.monotonic() - self.last_time >= seconds)
+        late = seconds is not None and time.monotonic() - self._last_begun >= seconds
+        return step % self._config.every == 0 or late
 
     def fits(self, seconds: float) -> bool:
         """Whether a save, if it is no slower than the last one, ends within `seconds`."""
         return seconds > 0 and _HASTE * self._last_seconds < seconds
 
-    def save(self, step: int, make: Callable[[], Checkpoint]) -> bool:
-        """Commit the checkpoint that `make` takes; False when this one was lost.
+    def begin(self, step: int, take: Callable[[], Snapshot]) -> None:
+        """Save what `take` copies, unless this step is saved already or another save is still under way.
+
+        Raises:
+            StorageError: `checkpoint.max_failures` saves in a row were lost.
+        """
+        if self._flight is not None and self._flight.snapshot.step != step:
+            self._narrator.save_skipped(step, self._flight.snapshot.step)
+        if self._flight is not None or self.last_step == step:
+            return
+        started = self._last_begun = time.monotonic()
+        try:
+            snapshot = take()
+        except MemoryError as error:
+            self._lost(step, error)
+            return
+        stalled = time.monotonic() - started
+        self._flight = _Flight(snapshot, started, stalled, self._thread.submit(self._store, snapshot))
+
+    def _store(self, snapshot: Snapshot) -> tuple[float, Saved]:
+        """In the thread: seconds to make a checkpoint of the snapshot, and what became of that."""
+        started = time.monotonic()
+        checkpoint = snapshot.checkpoint()
+        return time.monotonic() - started, self._checkpoints.save(checkpoint)
+
+    def poll(self) -> None:
+        """Tell what has become of what is under way, if that has ended.
 
         Raises:
             FencedError: A newer attempt owns the run.
             StorageError: `checkpoint.max_failures` saves in a row were lost.
+            DivergedError: The same, and the last one because the state was not finite.
         """
-        started = time.monotonic()
-        self._narrator.saving(step)
-        try:
-            checkpoint = make()
-            taken = time.monotonic()
-            saved = self._checkpoints.save(checkpoint)
-        except (StorageError, AccessError, OSError, MemoryError) as error:
-            self._lost(step, error)
-            return False
-        finally:
-            self.last_time = time.monotonic()
-        self._failures = 0
-        self._stand_on(saved.record)
-        total = time.monotonic() - started
-        self._last_seconds = total
-        self._narrator.saved(saved.record, {"snapshot": taken - started, **saved.seconds, "total": total})
-        self._prune()
-        self._narrator.publish(self._checkpoints)
-        return True
+        if self._pruning is not None and self._pruning.done():
+            pruning, self._pruning = self._pruning, None
+            self._pruned(pruning)
+        if self._flight is not None and self._flight.outcome.done():
+            flight, self._flight = self._flight, None
+            self._landed(flight)
 
-    def _stand_on(self, record: Record) -> None:
-        self.last_step = record.step
-        self._narrator.stands_on(record, self._checkpoints.folder_of(record))
+    def wait(self, seconds: float = float("inf")) -> None:
+        """Wait for what is under way, at most so long. Raises as `poll` does."""
+        until = time.monotonic() + seconds
+        while (under_way := self._under_way()) and time.monotonic() < until:
+            wait_for(under_way, timeout=max(0.0, min(_TICK, until - time.monotonic())))
+            self.poll()
+
+    def _under_way(self) -> list[Future[Any]]:
+        views = None if self._views is None or self._views.done() else self._views
+        futures = (self._flight.outcome if self._flight else None, self._pruning, views)
+        return [future for future in futures if future is not None]
+
+    def close(self) -> None:
+        """Wait for what is under way, whatever comes of it: the process is about to end."""
+        with suppress(JobError):
+            self.wait()
+        self._thread.shutdown()
+
+    def _landed(self, flight: _Flight) -> None:
+        try:
+            serializing, saved = flight.outcome.result()
+        except _LOST as error:
+            self._lost(flight.snapshot.step, error)
+            return
+        self._failures = 0
+        self._last_seconds = time.monotonic() - flight.started
+        stages = {"snapshot": flight.stalled, "serialize": serializing, **saved.seconds, "total": self._last_seconds}
+        self.stand_on(saved.record)
+        self._narrator.saved(saved.record, stages, flight.snapshot.events)
+        if self._retention is not None:
+            self._pruning = self._thread.submit(self._retention.run)
+        views = self._narrator.views(self._checkpoints)
+        self._views = self._thread.submit(self._narrator.store_views, self._checkpoints.objects, views)
 
     def _lost(self, step: int, error: Exception) -> None:
         self._failures += 1
         self._narrator.save_failed(step, error, self._failures)
-        if self._failures >= self._config.max_failures:
-            raise StorageError(
-                f"{self._failures} saves in a row were lost, the last at step {step}: {error}; "
-                f"{self._narrator.status.standing()}"
-            ) from error
-
-    def _prune(self) -> None:
-        if self._retention is None:
+        if self._failures < self._config.max_failures:
             return
+        raise (DivergedError if isinstance(error, DivergedError) else StorageError)(
+            f"{self._failures} saves in a row were lost, the last at step {step}: {error}; "
+            f"{self._narrator.status.standing()}"
+        ) from error
+
+    def _pruned(self, pruning: Future[Pruned]) -> None:
         try:
-            self._narrator.pruned(self._retention.run())
-        except FencedError:
-            raise
+            self._narrator.pruned(pruning.result())
         except (StorageError, AccessError) as error:
             self._narrator.pruning_failed(error)
+
+
+def _step_back() -> None:
+    """Let this thread have what training leaves; only Linux has a priority for each thread."""
+    if sys.platform == "linux":
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)

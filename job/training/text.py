@@ -1,6 +1,6 @@
 """What a run reads: its corpus as tokens, the order of training, and the windows it is measured on."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import structlog
 from job.config import Config
 from job.data.corpus import Corpus, pull
 from job.data.loader import Batch, BatchLoader, StepDataset
-from job.data.order import Order
+from job.data.order import DataOffset, Order
 from job.data.prepare import prepare
 from job.data.token_files import SplitFiles, TokenFiles, require_windows
 from job.data.tokenizer import Tokenizer, build_tokenizer
@@ -43,9 +43,11 @@ class Text:
             "windows": self.order.windows,
         }
 
-    def batches(self, config: Config, step: int, offset: int, pin_memory: bool) -> Iterator[Batch]:
-        """Training batches from `step` on, for good."""
-        dataset = StepDataset(self.files.train.open(), self.order, config.training.batch_size, offset)
+    def batches(
+        self, config: Config, step: int, offsets: Sequence[DataOffset], pin_memory: bool
+    ) -> Generator[Batch, None, None]:
+        """Training batches from `step` on, for good; closing the iterator ends its workers."""
+        dataset = StepDataset(self.files.train.open(), self.order, config.training.batch_size, offsets)
         return BatchLoader(dataset, config.data.workers, pin_memory=pin_memory).from_step(step)
 
     def evaluation_sets(self, config: Config, batches: int | None) -> dict[str, EvaluationSet]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from math import isfinite
 
-from job.checkpoint.store import Checkpoint
+from job.checkpoint.store import CheckpointStore
 from job.config import Config
 from job.errors import DivergedError, Interrupted, StorageError
 from job.infra.metrics import Split
@@ -16,10 +16,12 @@ from job.training.learner import Learner
 from job.training.ledger import StepLedger, StepResult
 from job.training.narrator import Narrator
 from job.training.randomness import seed_for, seed_torch
+from job.training.rollback import data_to_pass_over, roll_back
 from job.training.sampling import Sampler
 from job.training.saver import Saver
 from job.training.schedule import learning_rate
-from job.training.state import TrainingState, take_checkpoint
+from job.training.snapshot import HostMemory, Snapshot, take_snapshot
+from job.training.state import TrainingState
 from job.training.text import Text
 from job.training.timetable import Timetable
 
@@ -36,6 +38,7 @@ class Trainer:
         timetable: When the run ends and what is due at a step.
         narrator: Told of everything that happens.
         saver: Takes checkpoints.
+        checkpoints: What the run can go back to.
         state: Where the run stands.
         facts: What every record says about the run.
         stop: Asked at every step boundary.
@@ -51,31 +54,39 @@ class Trainer:
         timetable: Timetable,
         narrator: Narrator,
         saver: Saver,
+        checkpoints: CheckpointStore,
         state: TrainingState,
         facts: Mapping[str, object],
         stop: StopSignal,
         advance: Callable[[], None],
     ) -> None:
         training = config.training
-        self.config, self.learner, self.timetable = config, learner, timetable
-        self.narrator, self.saver, self.state, self.stop = narrator, saver, state, stop
+        self.config, self.learner, self.text, self.timetable = config, learner, text, timetable
+        self.narrator, self.saver, self.checkpoints, self.stop = narrator, saver, checkpoints, stop
         self.facts = {**facts, "numerics": learner.numerics.plain()}
-        self.batches = text.batches(config, state.step, state.data_offset, learner.device.type == "cuda")
         sets = text.evaluation_sets(config, training.eval_batches)
         self.evaluator = Evaluator(sets, learner.numerics, learner.device, training.rows_per_pass, advance)
         self.sampler = Sampler(training, text.tokenizer, text.prompt(config), config.seed, learner.device)
-        self.ledger = StepLedger(learner.device, config.observe.log_every, state.chain, state.step)
+        self.memory = HostMemory(pinned=learner.device.type == "cuda")
         self.tokenizer_json = text.tokenizer.to_json()
         self.losses: dict[Split, SplitLoss] = {}
         self.looked_at = -1  # step of the last evaluation
         self.marked = (0.0, 0)  # when, and at which step, speed was last taken
+        self.stand_at(state)
+
+    def stand_at(self, state: TrainingState) -> None:
+        """Make `state`, which the learner is in, the one that the next step follows."""
+        self.state = state
+        pin_memory = self.learner.device.type == "cuda"
+        self.batches = self.text.batches(self.config, state.step, state.data_offsets, pin_memory)
+        self.ledger = StepLedger(self.learner.device, self.config.observe.log_every, state.chain, state.step)
 
     def run(self) -> None:
         """Train to the end; returns at once when nothing is left.
 
         Raises:
             Interrupted: Asked to stop; the message says what is saved and what has to be redone.
-            DivergedError: Too many steps in a row were not finite.
+            DivergedError: Too many steps in a row were not finite, too many times.
             FencedError: A newer attempt owns the run.
             StorageError: Too many saves in a row were lost.
         """
@@ -86,12 +97,16 @@ class Trainer:
             if self.stop.requested:
                 self.leave()
             self.train_step()
-            self.settle()
+            self.saver.poll()
+            self.settle(now=self.something_is_due())
             self.look()
-            if self.saver.due(self.state.step):
+            if self.saver.due(self.state.step) and not self.state.nonfinite_in_a_row and not self.finished():
                 self.save()
-        while not self.save():
-            self.narrator.pulse.beat()  # the last checkpoint is tried until it stands or the limit is reached
+        self.narrator.phase("saving")
+        while self.saver.last_step != self.state.step:  # the last checkpoint is tried until it stands, or too often
+            self.saver.wait()
+            self.save()
+        self.saver.wait()
         if self.stop.requested:
             self.leave()
 
@@ -116,32 +131,57 @@ class Trainer:
         """The learning rate of the update that follows `step` updates."""
         return learning_rate(step, self.timetable.end, self.config.optimizer)
 
+    def something_is_due(self) -> bool:
+        """Whether the state is about to be measured, saved or left."""
+        step = self.state.step
+        looks = self.timetable.evaluates(step) or self.timetable.samples(step)
+        return looks or self.finished() or self.saver.due(step) or self.stop.requested
+
     def settle(self, now: bool = False) -> None:
-        """Read the results of the steps since the last time, where the config wants to see them."""
+        """Read the results of the steps since the last time, where the config or the caller wants to see them."""
         every = self.config.observe.log_every
         if not (now or self.state.step % every == 0 or self.ledger.full):
             return
         for result in self.ledger.fold():
-            self.count_nonfinite(result)
+            if self.too_many_nonfinite(result):
+                self.go_back(result.step)
+                return
             if result.step % every == 0:
                 self.log(result)
         self.state.chain = self.ledger.chain
 
-    def count_nonfinite(self, result: StepResult) -> None:
-        """Count a step without an update; too many in a row end the run."""
+    def too_many_nonfinite(self, result: StepResult) -> bool:
+        """Count a step without an update; whether there were as many in a row as are borne."""
         overflow = self.learner.scaler.is_enabled() and isfinite(result.loss)  # fp16 is finding its scale
         if result.finite or overflow:
             self.state.nonfinite_in_a_row = 0
-            self.state.train_loss = result.loss
-            return
+            return False
         self.state.nonfinite_in_a_row += 1
         self.state.nonfinite_steps += 1
         self.narrator.skipped(result, self.state.nonfinite_in_a_row)
-        if self.state.nonfinite_in_a_row >= self.config.training.max_nonfinite_steps:
+        return self.state.nonfinite_in_a_row >= self.config.training.max_nonfinite_steps
+
+    def go_back(self, last_bad: int) -> None:
+        """Go back to before the steps that were not finite, and pass over the data that did it.
+
+        Raises:
+            DivergedError: That has been done as often as is borne.
+        """
+        training, in_a_row = self.config.training, self.state.nonfinite_in_a_row
+        if len(self.state.data_offsets) >= training.max_rollbacks:
             raise DivergedError(
-                f"loss or gradients were not finite for {self.state.nonfinite_in_a_row} steps in a row, "
-                f"up to step {result.step}; {self.narrator.status.standing()}"
+                f"loss or gradients were not finite for {in_a_row} steps in a row, up to step {last_bad}, after "
+                f"{len(self.state.data_offsets)} rollbacks (training.max_rollbacks); {self.narrator.status.standing()}"
             )
+        every = self.config.checkpoint.every
+        offset = data_to_pass_over(last_bad - in_a_row + 1, last_bad, every, training.batch_size)
+        self.saver.wait()
+        self.batches.close()
+        found = roll_back(self.checkpoints, self.learner, self.state, offset, self.config)
+        self.stand_at(found.state)
+        self.saver.stand_on(found.record)
+        self.narrator.rolled_back(last_bad, found, self.checkpoints)
+        self.marked = (time.monotonic(), self.state.step)
 
     def log(self, result: StepResult) -> None:
         """Tell of a step, with the speed since the last one that was told of."""
@@ -157,7 +197,6 @@ class Trainer:
         with suppress(Interrupted):
             if (self.timetable.evaluates(step) or self.finished()) and not self.narrator.events.has("evaluated", step):
                 self.stop.check()
-                self.settle(now=True)
                 self.evaluate()
             if self.timetable.samples(step) and not self.narrator.events.has("sampled", step):
                 self.stop.check()
@@ -177,23 +216,20 @@ class Trainer:
         self.narrator.evaluated(self.state.step, losses, time.monotonic() - started)
         self.marked = (self.marked[0] + time.monotonic() - started, self.marked[1])
 
-    def save(self) -> bool:
-        """Save the present step unless it is saved already; whether it is saved now."""
-        if self.saver.last_step == self.state.step:
-            return True
+    def save(self) -> None:
+        """Begin to save the present step, unless it is saved or another save is under way."""
         started = time.monotonic()
-        self.settle(now=True)
-        saved = self.saver.save(self.state.step, self.checkpoint)
+        self.saver.begin(self.state.step, self.snapshot)
         self.marked = (self.marked[0] + time.monotonic() - started, self.marked[1])
-        return saved
 
-    def checkpoint(self) -> Checkpoint:
+    def snapshot(self) -> Snapshot:
         """A frozen copy of everything that a resume needs."""
         measured = self.losses if self.looked_at == self.state.step else {}
-        return take_checkpoint(
+        return take_snapshot(
+            self.memory,
             self.state,
             self.learner,
-            tokenizer_json=self.tokenizer_json,
+            tokenizer=self.tokenizer_json,
             events=self.narrator.events.segment(),
             facts={
                 **self.facts,
@@ -206,11 +242,13 @@ class Trainer:
         )
 
     def leave(self) -> None:
-        """Save the present step if the grace allows, and say what has to be redone."""
-        self.settle(now=True)
-        if self.saver.fits(self.stop.remaining()):
-            with suppress(StorageError):  # asked to stop is the better reason
+        """Let the save under way end, save the present step if the grace allows, and say what has to be redone."""
+        self.narrator.phase("saving")
+        with suppress(StorageError):  # asked to stop is the better reason
+            self.saver.wait(self.stop.remaining())
+            if self.saver.fits(self.stop.remaining()):
                 self.save()
+                self.saver.wait(self.stop.remaining())
         raise Interrupted(
             f"{self.stop.reason}: stopped after step {self.state.step}; {self.narrator.status.standing()}; "
             "start again to continue"

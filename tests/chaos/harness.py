@@ -1,29 +1,47 @@
 """Real runs of a tiny model, in processes of their own, killed or stopped at numbered points.
 
-A point is a seam: before and after each call to the object store, and each batch. Points are counted from the start
-of a process, so "point 17" is the same instant in every run with the same history.
+A point is a seam: before and after each call to the object store, and each batch. Training and saving are two threads,
+so each kind of point is counted by itself, from the start of a process: "after put data, the 17th" is the same place in
+every run with the same history, wherever the other thread is by then.
 """
 
+import itertools
+import json
 import multiprocessing
 import os
 import signal
 import sys
+import threading
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from job.config_file import ResolvedConfig, load_config
+from job.errors import StorageError
 
 VERBS = ("put", "create", "get", "read", "size", "keys", "delete")
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["job.pretrain", "torch._dynamo", "tests.chaos.harness"])
 
 
+Point = tuple[str, int]  # its kind, and how many of that kind were there before
+
+
 @dataclass(frozen=True)
 class Plan:
-    """What to do to a process: at the point with this number, or at the batch of this step."""
+    """What to do to a process.
 
-    kill_at: int | None = None
+    Args:
+        kill_at: Die at this point.
+        stop_at_step: Be asked to stop at the batch of this step.
+        bad_data: Batches whose samples give no finite loss, wherever they are met.
+        lost_saves: Steps whose upload fails.
+    """
+
+    kill_at: Point | None = None
     stop_at_step: int | None = None
+    bad_data: range = range(0)
+    lost_saves: tuple[int, ...] = ()
 
 
 def tiny(run_uri: str, corpus: Path, *more: str) -> ResolvedConfig:
@@ -84,13 +102,24 @@ def _work(resolved, plan, report, environ):
     from job.infra.progress import SilentProgress
     from job.infra.signals import StopSignal
     from job.infra.status import RunStatus
-    from job.training import finish, text
+    from job.training import finish, learner, text
 
     configure_logging("json", "error")
     points = Points(plan)
-    open_store, batches = pretrain.open_store, text.Text.batches
+    open_store, batches, backward = pretrain.open_store, text.Text.batches, learner.Learner.backward
+    bad = set()
+
+    def watched(read, config, step, *arguments):
+        beginning = itertools.islice(batches(read, config, plan.bad_data.start, (), False), len(plan.bad_data))
+        bad.update(batch.samples for batch in beginning)
+        return points.batches(batches(read, config, step, *arguments), step)
+
+    def broken(trained, batch, *arguments):
+        loss = backward(trained, batch, *arguments)
+        return loss * float("nan") if batch.samples in bad else loss
+
     pretrain.open_store = lambda *arguments: CountedStore(open_store(*arguments), points)
-    text.Text.batches = lambda *arguments: points.batches(batches(*arguments), arguments[2])
+    text.Text.batches, learner.Learner.backward = watched, broken
     finish.plot_losses = lambda events, target: target.write_bytes(b"drawn") > 0  # drawing takes longer than training
     stop = StopSignal(30.0).install()
     code = 0
@@ -100,7 +129,7 @@ def _work(resolved, plan, report, environ):
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
         code = error.exit_code
     if report:
-        report.write_text("\n".join(points.names))
+        report.write_text(json.dumps(points.reached))
     os._exit(code)
 
 
@@ -109,19 +138,29 @@ class Points:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.names: list[str] = []
+        self.reached: list[Point] = []
+        self._counts: Counter[str] = Counter()
+        self._lock = threading.Lock()
 
-    def reach(self, name: str) -> None:
-        if len(self.names) == self.plan.kill_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        self.names.append(name)
+    def reach(self, kind: str) -> None:
+        with self._lock:
+            point = (kind, self._counts[kind])
+            if point == self.plan.kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            self._counts[kind] += 1
+            self.reached.append(point)
 
     def batches(self, inner, step):
         for number, batch in enumerate(inner, start=step):
             if number == self.plan.stop_at_step:
                 os.kill(os.getpid(), signal.SIGTERM)
-            self.reach(f"batch {number}")
+            self.reach("batch")
             yield batch
+
+
+def points_of(report: Path) -> list[Point]:
+    """The points of an undisturbed run, in the order in which they were reached."""
+    return [(kind, number) for kind, number in json.loads(report.read_text())]
 
 
 class CountedStore:
@@ -138,6 +177,8 @@ class CountedStore:
         def counted(key, *arguments):
             folder = key.partition("/")[0]
             self._points.reach(f"before {name} {folder}")
+            if name == "put" and any(f"/s{step:012d}" in key for step in self._points.plan.lost_saves):
+                raise StorageError(f"put {key}: injected")
             result = found(key, *arguments)
             self._points.reach(f"after {name} {folder}")
             return result

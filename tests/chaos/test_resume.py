@@ -3,12 +3,13 @@
 The workload has dropout on, two passes per step and two ends of epochs; every run is a process of its own.
 """
 
+import itertools
 import os
 import random
 
 import pytest
 
-from tests.chaos.harness import Plan, run, tiny, write_corpus
+from tests.chaos.harness import Plan, points_of, run, tiny, write_corpus
 from tests.chaos.outcome import outcome
 
 SEED = int(os.environ.get("CHAOS_SEED", "1"))
@@ -23,10 +24,10 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def unbroken(corpus, tmp_path_factory):
-    """The outcome of a run that nothing disturbed, and the names of its points."""
+    """The outcome of a run that nothing disturbed, and its points."""
     folder = tmp_path_factory.mktemp("unbroken")
     assert run(tiny(f"{folder}/run", corpus), report=folder / "points") == 0
-    return outcome(f"{folder}/run", folder / "files"), (folder / "points").read_text().splitlines()
+    return outcome(f"{folder}/run", folder / "files"), points_of(folder / "points")
 
 
 def test_the_same_run_twice_is_the_same(unbroken, corpus, tmp_path):
@@ -46,58 +47,73 @@ def test_a_clean_stop_at_every_step(unbroken, corpus, tmp_path, step):
     assert outcome(f"{tmp_path}/run", tmp_path / "files") == unbroken[0]
 
 
-def chosen_points(names, count):
-    """Numbers of `count` points: one of every kind first, then others at random from the seed."""
+def chosen_points(points, count):
+    """`count` points: one of every kind first, then others at random from the seed."""
     kinds = {}
-    for number, name in enumerate(names):
-        kinds.setdefault("batch" if name.startswith("batch") else name, []).append(number)
+    for kind, number in points:
+        kinds.setdefault(kind, []).append((kind, number))
     pick = random.Random(SEED)
-    first = [pick.choice(numbers) for numbers in kinds.values()]
-    rest = [number for number in range(len(names)) if number not in first]
-    return sorted((first + pick.sample(rest, len(rest)))[:count])
+    first = [pick.choice(same) for same in kinds.values()]
+    rest = [point for point in points if point not in first]
+    return (first + pick.sample(rest, len(rest)))[:count]
+
+
+def kill_at(point, fresh):
+    """Run what `fresh` gives and kill it at this point, or at an earlier one if a skipped save left it out."""
+    kind, number = point
+    while True:
+        resolved = fresh()
+        code = run(resolved, Plan(kill_at=(kind, number)))
+        if code != 0:
+            return resolved, code
+        assert number, f"no {kind} in this run"
+        number //= 2
 
 
 def test_kills_reach_every_kind_of_point(unbroken):
     """The points cover save, commit, retention, events, probe, views and batches."""
-    names = {"batch" if name.startswith("batch") else name for name in unbroken[1]}
+    kinds = {kind for kind, _ in unbroken[1]}
 
-    assert {"batch", "before put data", "after put data", "before create log", "after create log"} <= names
-    assert {"before delete data", "after get data", "before put events", "before put report"} <= names
+    assert {"batch", "before put data", "after put data", "before create log", "after create log"} <= kinds
+    assert {"before delete data", "before put events", "before put report"} <= kinds
 
 
 @pytest.mark.parametrize("place", range(KILLS))
 def test_killed_at_a_numbered_point(unbroken, corpus, tmp_path, place):
     """Killed with SIGKILL at this point and continued: equal to the unbroken run, each step logged once."""
-    expected, names = unbroken
-    point = chosen_points(names, KILLS)[place]
-    resolved = tiny(f"{tmp_path}/run", corpus)
-    codes = run(resolved, Plan(kill_at=point)), run(resolved)
+    expected, points = unbroken
+    point = chosen_points(points, KILLS)[place]
+    folders = (tmp_path / str(number) for number in itertools.count())
+    resolved, code = kill_at(point, lambda: tiny(f"{next(folders)}/run", corpus))
 
-    assert codes == (-9, 0), f"point {point}: {names[point]}"
-    assert outcome(f"{tmp_path}/run", tmp_path / "files") == expected, f"point {point}: {names[point]}"
+    assert (code, run(resolved)) == (-9, 0), f"point {point}"
+    assert outcome(resolved.config.run_uri, tmp_path / "files") == expected, f"point {point}"
 
 
 def test_killed_again_and_again(unbroken, corpus, tmp_path):
     """Killed at a random point of every attempt until one gets through: equal to the unbroken run."""
+    expected, points = unbroken
     pick = random.Random(SEED)
     resolved = tiny(f"{tmp_path}/run", corpus)
     codes = []
     while not codes or codes[-1] == -9:
-        codes.append(run(resolved, Plan(kill_at=pick.randrange(100, 260))))
+        codes.append(run(resolved, Plan(kill_at=pick.choice(points[len(points) // 4 : len(points) // 2]))))
 
+    assert len(codes) > 1
     assert codes[-1] == 0
-    assert outcome(f"{tmp_path}/run", tmp_path / "files") == unbroken[0]
+    assert outcome(f"{tmp_path}/run", tmp_path / "files") == expected
 
 
 @pytest.mark.slow
 def test_killed_at_every_point(unbroken, corpus, tmp_path):
     """Killed with SIGKILL at each point there is, and continued: always equal to the unbroken run."""
-    expected, names = unbroken
+    expected, points = unbroken
     unequal = []
-    for point, name in enumerate(names):
-        resolved = tiny(f"{tmp_path}/{point}", corpus)
-        codes = run(resolved, Plan(kill_at=point)), run(resolved)
-        if codes != (-9, 0) or outcome(f"{tmp_path}/{point}", tmp_path / f"files{point}") != expected:
-            unequal.append((point, name, codes))
+    folders = (tmp_path / str(number) for number in itertools.count())
+    for number, point in enumerate(points):
+        resolved, code = kill_at(point, lambda: tiny(f"{next(folders)}/run", corpus))
+        ends = code, run(resolved)
+        if ends != (-9, 0) or outcome(resolved.config.run_uri, tmp_path / f"files{number}") != expected:
+            unequal.append((point, ends))
 
     assert not unequal

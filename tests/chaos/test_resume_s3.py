@@ -5,7 +5,7 @@ import random
 import pytest
 
 from job.config import StorageConfig
-from tests.chaos.harness import Plan, run, tiny, write_corpus
+from tests.chaos.harness import Plan, points_of, run, tiny, write_corpus
 from tests.chaos.outcome import outcome
 from tests.chaos.test_resume import SEED, chosen_points
 
@@ -37,17 +37,17 @@ def test_thirty_kills_on_s3(on_s3, expected, tmp_path):
     """Thirty SIGKILLs at numbered points, several in a run: every run ends equal to the unbroken one."""
     first = on_s3()
     assert run(first, report=tmp_path / "points") == 0
-    names = (tmp_path / "points").read_text().splitlines()
+    reached = points_of(tmp_path / "points")
     pick = random.Random(SEED)
-    points = chosen_points(names, KILLS)
+    points = chosen_points(reached, KILLS)
     pick.shuffle(points)
     outcomes, kills = [outcome(first.config.run_uri, tmp_path / "first", PATH)], 0
     while kills < KILLS:
-        resolved, code, point = on_s3(), -9, points.pop()
+        resolved, code, point = on_s3(), -9, points.pop() if points else pick.choice(reached)
         while code == -9:
             code = run(resolved, Plan(kill_at=point if kills < KILLS else None))
             kills += code == -9
-            point = pick.randrange(len(names) // 2)
+            point = pick.choice(reached[: len(reached) // 2])
         outcomes.append(outcome(resolved.config.run_uri, tmp_path / f"after{kills}", PATH))
 
     assert outcomes == [expected] * len(outcomes)

@@ -160,12 +160,14 @@ def test_a_second_signal_leaves_at_once(world):
 
 
 def test_divergence_ends_with_70(world):
-    """A learning rate beyond all bounds: skipped steps are counted, and the run ends with 70 and the last good step."""
+    """A learning rate beyond all bounds: skipped steps and rollbacks are counted, and the run ends with 70."""
     ending = world.train("optimizer.learning_rate=1e30", "optimizer.clip_norm=none", "training.max_nonfinite_steps=2")
 
     assert ending.codes == {70}
     assert "not finite for 2 steps in a row" in ending.reason
-    assert "pretrain_nonfinite_steps_total 2.0" in world.metrics()
+    assert "after 3 rollbacks (training.max_rollbacks)" in ending.reason
+    assert "pretrain_nonfinite_steps_total 8.0" in world.metrics()
+    assert "pretrain_rollbacks_total 3.0" in world.metrics()
 
 
 @pytest.fixture(scope="module")

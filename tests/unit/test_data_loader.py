@@ -11,7 +11,7 @@ import torch
 
 from job.data.gpt2_files import gpt2_tokenizer
 from job.data.loader import BatchLoader, StepDataset
-from job.data.order import Order
+from job.data.order import DataOffset, Order
 from job.data.prepare import prepare
 from job.data.shards import ShardWriter, TokenSplit, token_type
 from job.errors import JobError
@@ -53,11 +53,11 @@ def test_targets_are_the_next_tokens(split, kind):
 
 @pytest.mark.parametrize("kind", ["windows", "random"])
 def test_a_step_is_the_windows_of_its_samples(split, kind):
-    """Step s holds the windows of samples s * b ... of the order, shifted by the offset."""
-    order = Order(kind, len(split), 8, 8, seed=1)
-    for step in (0, 1, 170, 171, 100_000):
-        expected = order.starts(np.arange(step * 6 + 3, step * 6 + 9))
-        assert dataset(split, kind, offset=3)[step][0][:, 0].tolist() == expected.tolist()
+    """Step s holds the windows of samples s * b ... of the order, from its step on shifted by the offset."""
+    order, offsets = Order(kind, len(split), 8, 8, seed=1), [DataOffset(step=171, samples=3)]
+    for step, shift in ((0, 0), (1, 0), (170, 0), (171, 3), (100_000, 3)):
+        expected = order.starts(np.arange(step * 6 + shift, step * 6 + shift + 6))
+        assert dataset(split, kind, offsets=offsets)[step][0][:, 0].tolist() == expected.tolist()
 
 
 def test_samples_name_the_data(split):
@@ -65,7 +65,8 @@ def test_samples_name_the_data(split):
     one, other = dataset(split)[3], dataset(split, rank=1, world_size=2)[3]
 
     assert one.samples == other.samples
-    assert len({dataset(split)[step].samples for step in range(100)} | {dataset(split, offset=1)[0].samples}) == 101
+    further = dataset(split, offsets=[DataOffset(step=0, samples=1)])
+    assert len({dataset(split)[step].samples for step in range(100)} | {further[0].samples}) == 101
 
 
 @pytest.mark.parametrize("workers", [0, 2])

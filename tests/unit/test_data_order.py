@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from job.data.order import Order, sample_numbers
+from job.data.order import DataOffset, Order, passed_over, sample_numbers
 from job.data.permutation import key, permuted
 from job.errors import DataError
 
@@ -111,25 +111,32 @@ def test_batches_run_across_epochs():
     """A batch at the end of an epoch is filled from the next one."""
     order = Order("windows", 18 * 256 + 1, 256, 256, seed=1)
     assert order.windows == 18
-    batches = [order.starts(sample_numbers(step, 4)) for step in range(9)]
+    batches = [order.starts(sample_numbers(range(step, step + 1), 4).ravel()) for step in range(9)]
 
     assert sorted(np.concatenate(batches).tolist()) == sorted([*range(0, 18 * 256, 256)] * 2)
     assert [len(batch) for batch in batches] == [4] * 9
 
 
 def test_sample_numbers():
-    """Step s of batches of b holds the samples from offset + s * b on."""
-    assert sample_numbers(3, 4).tolist() == [12, 13, 14, 15]
-    assert sample_numbers(3, 4, offset=10).tolist() == [22, 23, 24, 25]
-    assert sample_numbers(1 << 40, 2).tolist() == [1 << 41, (1 << 41) + 1]
+    """Step s of batches of b holds the samples from s * b on."""
+    assert sample_numbers(range(3, 5), 4).tolist() == [[12, 13, 14, 15], [16, 17, 18, 19]]
+    assert sample_numbers(range(1 << 40, (1 << 40) + 1), 2).tolist() == [[1 << 41, (1 << 41) + 1]]
+
+
+def test_an_offset_counts_from_its_step_on():
+    """Steps before it hold what they held; from it on every sample is so many further, and offsets add up."""
+    offsets = [DataOffset(step=2, samples=10), DataOffset(step=3, samples=100)]
+
+    assert sample_numbers(range(1, 4), 2, offsets).tolist() == [[2, 3], [14, 15], [116, 117]]
+    assert [passed_over(step, offsets) for step in range(4)] == [0, 0, 10, 110]
 
 
 @pytest.mark.parametrize("kind", ["windows", "random"])
 def test_the_batch_size_does_not_change_the_order(kind):
     """The sequence of windows is the same in batches of 3 and of 4."""
     order = Order(kind, 1000, 10, 10, seed=1)
-    threes = np.concatenate([order.starts(sample_numbers(step, 3)) for step in range(40)])
-    fours = np.concatenate([order.starts(sample_numbers(step, 4)) for step in range(30)])
+    threes = np.concatenate([order.starts(sample_numbers(range(step, step + 1), 3).ravel()) for step in range(40)])
+    fours = np.concatenate([order.starts(sample_numbers(range(step, step + 1), 4).ravel()) for step in range(30)])
 
     assert threes.tolist() == fours.tolist()
 

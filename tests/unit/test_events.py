@@ -32,15 +32,16 @@ class Attempt:
         return self
 
     def save(self):
+        segment = self.log.segment()
         self.store.save(
             Checkpoint(
                 step=self.step,
                 files={"model": [b"m"]},
-                events=self.log.segment(),
+                events=segment.content,
                 facts={"chain": "0", "eval": {"val_loss": None}},
             )
         )
-        self.log.committed()
+        self.log.committed(segment)
         self.store.objects.put(facts_key(self.store.attempt, self.store.term), [self.log.facts()])
         return self
 

@@ -20,6 +20,7 @@ NAMES = re.findall(
     pretrain_mfu_ratio pretrain_phase pretrain_progress_ratio pretrain_eta_seconds pretrain_goodput_ratio
     pretrain_checkpoint_duration_seconds pretrain_checkpoint_bytes pretrain_checkpoint_last_success_timestamp_seconds
     pretrain_checkpoint_failures_total pretrain_checkpoint_rejected_total pretrain_storage_errors_total
+    pretrain_checkpoint_stalled_seconds_total pretrain_rollbacks_total
     pretrain_nonfinite_steps_total pretrain_restarts_total pretrain_build_info
     """,
 )
@@ -101,10 +102,11 @@ def test_a_hopeless_loss_has_infinite_perplexity(metrics):
 
 def test_a_save_sets_stages_size_and_time(metrics):
     """The last save's stages in seconds, its bytes and when it was committed."""
-    metrics.saved({"upload": 1.5, "total": 2.0}, size=1000, now=1.7e9)
+    metrics.saved({"snapshot": 0.25, "upload": 1.5, "total": 2.0}, size=1000, now=1.7e9)
 
     found = samples(metrics)
     assert found["pretrain_checkpoint_duration_seconds", "upload"] == 1.5
+    assert found["pretrain_checkpoint_stalled_seconds_total",] == 0.25
     assert found["pretrain_checkpoint_bytes",] == 1000
     assert found["pretrain_checkpoint_last_success_timestamp_seconds",] == 1.7e9
 

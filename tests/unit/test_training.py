@@ -1,6 +1,5 @@
 """The training package: what a step changes, what leaves it alone, and what is kept of a run."""
 
-import errno
 import itertools
 import json
 import math
@@ -10,20 +9,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from prometheus_client import CollectorRegistry
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from job.checkpoint.events import EventLog
-from job.checkpoint.store import Checkpoint, CheckpointStore
+from job.checkpoint.events import Segment
 from job.checkpoint.verify import Rejected
-from job.config import CheckpointConfig, OptimizerConfig, RuntimeConfig, TrainingConfig
+from job.config import OptimizerConfig, RuntimeConfig, TrainingConfig
 from job.data.alphabets import ByteTokenizer
 from job.data.loader import Batch
-from job.errors import AccessError, DivergedError, FencedError, StorageError
+from job.data.order import DataOffset
+from job.errors import DivergedError
 from job.infra.device import choose_numerics
-from job.infra.health import Pulse
-from job.infra.metrics import Metrics
 from job.infra.progress import SilentProgress
 from job.infra.signals import StopSignal
 from job.infra.status import RunStatus
@@ -32,17 +28,14 @@ from job.pretrain import pretrain
 from job.training import evaluation
 from job.training.evaluation import Evaluator, SplitLoss
 from job.training.learner import Learner, build_learner
-from job.training.narrator import Channels, Narrator
 from job.training.optimizer import build_optimizer
 from job.training.randomness import seed_for, seed_torch
 from job.training.sampling import Sampler
-from job.training.saver import Saver
-from job.training.state import STATE, TrainingState, restore, take_checkpoint
-from job.training.tensors import MODEL, OPTIMIZER, model_tensors, optimizer_tensors, snapshot, to_safetensors
+from job.training.snapshot import HostMemory, take_snapshot
+from job.training.state import STATE, TrainingState, restore
+from job.training.tensors import MODEL, OPTIMIZER, model_tensors, optimizer_tensors, to_safetensors
 from job.training.text import read_text
-from job.training.timetable import Timetable
 from tests.chaos.harness import tiny, write_corpus
-from tests.memory_store import MemoryObjectStore
 
 CPU = torch.device("cpu")
 V, T = ByteTokenizer.vocab_size, 64  # of the tiny model
@@ -97,8 +90,12 @@ def step(learner, seed=0, rows_per_pass=4):
     return float(loss)
 
 
+def copied(tensors):
+    return HostMemory().copy(tensors)
+
+
 def tensors(learner):
-    return snapshot(model_tensors(learner.model) | optimizer_tensors(learner.model, learner.optimizer))
+    return copied(model_tensors(learner.model) | optimizer_tensors(learner.model, learner.optimizer))
 
 
 def unequal(found, expected):
@@ -128,7 +125,7 @@ def plain_update(learner):
         descending = learner()
         descending = replace(descending, optimizer=torch.optim.SGD(descending.model.parameters(), fused=True))
         loss = descending.backward(batch(), 4)
-        before = snapshot(model_tensors(descending.model))
+        before = copied(model_tensors(descending.model))
         gradients = {name: p.grad.clone() for name, p in descending.model.named_parameters()}
         norm = descending.update(loss, 1.0, clip_norm)
         return gradients, {name: before[name] - p for name, p in model_tensors(descending.model).items()}, float(norm)
@@ -175,11 +172,11 @@ def test_the_norm_does_not_depend_on_precision(learner, precision):
 def test_a_step_in_every_precision(learner, precision):
     """A step changes parameters, which stay float32, and its loss is near that of knowing nothing."""
     trained = learner(f"runtime.precision={precision}")
-    before = snapshot(model_tensors(trained.model))
+    before = copied(model_tensors(trained.model))
     loss = step(trained)
 
     assert loss == pytest.approx(math.log(V), abs=0.1)
-    assert unequal(snapshot(model_tensors(trained.model)), before) == sorted(before)
+    assert unequal(copied(model_tensors(trained.model)), before) == sorted(before)
     assert {p.dtype for p in trained.model.parameters()} == {torch.float32}
 
 
@@ -278,15 +275,6 @@ def test_skipped_steps_are_counted(run, break_steps, tmp_path, what):
 
     assert skipped == [(3, 1), (4, 2), (20, 1)]
     assert json.loads(stored.read_bytes())["nonfinite_steps"] == 3
-
-
-@pytest.mark.parametrize("log_every", [1, 3, 10])
-def test_too_many_skipped_steps_in_a_row_end_the_run(run, break_steps, log_every):
-    """The fifth in a row ends it and is named, however seldom results are looked at."""
-    break_steps(range(4, 100))
-
-    with pytest.raises(DivergedError, match="5 steps in a row, up to step 8; step 5 is saved"):
-        run(f"observe.log_every={log_every}")
 
 
 def test_looking_does_not_change_training(run):
@@ -485,105 +473,22 @@ def test_looking_draws_nothing_from_training(draw, measured):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-class BrokenStore(MemoryObjectStore):
-    """A store whose uploads raise the error that stands in `problem`."""
-
-    problem = None
-
-    def put(self, key, content):
-        if self.problem is not None:
-            raise self.problem
-        super().put(key, content)
-
-
-@pytest.fixture
-def objects():
-    return BrokenStore()
-
-
-@pytest.fixture
-def narrator(tmp_path):
-    channels = Channels(Metrics(CollectorRegistry()), Pulse(), SilentProgress(), RunStatus())
-    timetable = Timetable(TrainingConfig(max_steps=40), windows=72)
-    return Narrator(channels, EventLog(tmp_path / "events.jsonl", [], 1), timetable, 256, kept_here=True)
-
-
-@pytest.fixture
-def saver(objects, narrator):
-    """Bears one lost save; the second in a row is the last."""
-    checkpoints = CheckpointStore(objects)
-    checkpoints.claim({})
-    return Saver(checkpoints, CheckpointConfig(max_failures=2), narrator)
-
-
-def checkpoint_at(number):
-    facts = {"chain": "0" * 64, "eval": {"val_loss": None}}
-    return lambda: Checkpoint(step=number, files={MODEL: [b"weights"]}, events=b"", facts=facts)
-
-
-@pytest.mark.parametrize(
-    ("problem", "reason"),
-    [
-        (StorageError("no answer"), "storage"),
-        (AccessError("refused"), "access"),
-        (OSError(errno.ENOSPC, "full"), "disk"),
-        (MemoryError(), "memory"),
-    ],
-    ids=["storage", "access", "disk", "memory"],
+STOOD = TrainingState(
+    step=2,
+    seconds=0.1,
+    data_offsets=[DataOffset(step=0, samples=8)],
+    nonfinite_in_a_row=1,
+    nonfinite_steps=3,
+    val_loss=5.4,
 )
-def test_a_lost_save_is_counted_and_borne(saver, objects, narrator, problem, reason):
-    """Training goes on from a save that failed; the checkpoint before it stands, and the reason is counted."""
-    saver.save(5, checkpoint_at(5))
-    objects.problem = problem
-    saved = saver.save(10, checkpoint_at(10))
-
-    assert (saved, saver.last_step) == (False, 5)
-    counted = {"reason": reason}
-    assert narrator.metrics.registry.get_sample_value("pretrain_checkpoint_failures_total", counted) == 1
 
 
-def test_too_many_lost_saves_end_the_run(saver, objects):
-    """The second lost save in a row is the last one, and the error says what stands."""
-    saver.save(5, checkpoint_at(5))
-    objects.problem = StorageError("no answer")
-    saver.save(10, checkpoint_at(10))
-
-    with pytest.raises(StorageError, match=r"2 saves in a row were lost, the last at step 15.*step 5 is saved"):
-        saver.save(15, checkpoint_at(15))
+def snapshot_of(trained, memory, state=STOOD):
+    return take_snapshot(memory, state, trained, tokenizer=b"{}", events=Segment(b"", 0), facts={})
 
 
-def test_a_good_save_forgives_the_lost_ones(saver, objects):
-    """Only failures in a row count."""
-    for number, problem in enumerate([OSError(), None, OSError(), None]):
-        objects.problem = problem
-        saver.save(number, checkpoint_at(number))
-
-    assert saver.last_step == 3
-
-
-def test_a_fenced_save_is_not_borne(saver, objects):
-    """A newer attempt owns the run: the error passes at once."""
-    CheckpointStore(objects).claim({})
-
-    with pytest.raises(FencedError):
-        saver.save(5, checkpoint_at(5))
-
-
-def test_a_resumed_saver_knows_the_last_step(saver, objects, narrator):
-    """What was continued from is not saved again."""
-    saver.save(5, checkpoint_at(5))
-    resumed = CheckpointStore(objects)
-    resumed.claim({})
-    resumed.continue_from(resumed.records[1])
-
-    assert Saver(resumed, CheckpointConfig(), narrator).last_step == 5
-
-
-STOOD = TrainingState(step=2, seconds=0.1, data_offset=8, nonfinite_in_a_row=1, nonfinite_steps=3, val_loss=5.4)
-
-
-def files_of(trained, state=STOOD):
-    return take_checkpoint(state, trained, tokenizer_json=b"{}", events=b"", facts={}).files
+def files_of(trained):
+    return snapshot_of(trained, HostMemory()).checkpoint().files
 
 
 def write(folder, files):

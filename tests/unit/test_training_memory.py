@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from job.checkpoint import history
+from job.checkpoint.events import Segment
 from job.checkpoint.store import CheckpointStore
 from job.config import plain
 from job.config_file import load_config
@@ -28,7 +29,8 @@ from job.infra.storage import open_store
 from job.training.learner import build_learner
 from job.training.loading import load_run
 from job.training.resume import load_newest
-from job.training.state import TrainingState, restore, take_checkpoint
+from job.training.snapshot import HostMemory, take_snapshot
+from job.training.state import TrainingState, restore
 
 LAYERS, WIDTH = 8, 512
 MODEL = 4 * (LAYERS * (12 * WIDTH**2 + 13 * WIDTH) + (257 + 8 + 2) * WIDTH)  # bytes of 25 million parameters
@@ -65,7 +67,9 @@ def save_a_run(folder):
     checkpoints.claim({})
     facts = {"config": plain(config), "eval": {"val_loss": None}}
     tokenizer = ByteTokenizer().to_json()
-    checkpoints.save(take_checkpoint(TrainingState(step=1), learner, tokenizer_json=tokenizer, events=b"", facts=facts))
+    state, events = TrainingState(step=1), Segment(b"", 0)
+    snapshot = take_snapshot(HostMemory(), state, learner, tokenizer=tokenizer, events=events, facts=facts)
+    checkpoints.save(snapshot.checkpoint())
 
 
 def load_for_use(folder):
