@@ -33,7 +33,7 @@ evaluate: $(VENV)/.installed ## Loss, perplexity and bits per byte on whole spli
 	@$(JOB) evaluate $(FROM)
 
 ##@ Development
-.PHONY: test check format chaos parity clean
+.PHONY: test check format chaos mutants bench parity clean
 test: $(VENV)/.dev $(VENV)-s3/.installed ## The whole per-commit suite
 	$(VENV)/bin/python -m pytest -m "not slow"
 
@@ -46,6 +46,12 @@ format: $(VENV)/.dev ## Put the code into its one style
 
 chaos: $(VENV)/.dev $(VENV)-s3/.installed ## Kills and stops at every numbered point, on both back ends (long)
 	$(VENV)/bin/python -m pytest tests/chaos -m "slow or not slow"
+
+mutants: $(VENV)/.dev $(VENV)-s3/.installed ## Faults put into the code, each of which has to turn a test red
+	$(VENV)/bin/python -m tests.chaos.mutants
+
+bench: $(VENV)/.dev $(VENV)-s3/.installed ## What saving and loading cost, beside plain ways to do it (needs a quiet machine)
+	$(VENV)/bin/python -m pytest tests/benchmarks -m "slow or not slow" -s
 
 parity: $(VENV)/.parity ## The tutorials' and nanoGPT's results, trained for real (half an hour)
 	$(VENV)/bin/python -m pytest tests/parity -m "slow or not slow" -s

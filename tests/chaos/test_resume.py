@@ -30,6 +30,15 @@ def unbroken(corpus, tmp_path_factory):
     return outcome(f"{folder}/run", folder / "files"), points_of(folder / "points")
 
 
+def test_the_workload_is_hard_to_resume(corpus, unbroken):
+    """Dropout is drawn, a step has two passes, and the run ends in its third epoch."""
+    config = tiny("unset", corpus).config
+    epochs = STEPS * config.training.batch_size * config.model.context_length / 4800
+
+    assert (config.model.dropout, config.training.micro_batch_size, config.training.batch_size) == (0.1, 2, 4)
+    assert epochs > 2
+
+
 def test_the_same_run_twice_is_the_same(unbroken, corpus, tmp_path):
     """Two undisturbed runs end with equal weights, optimizer state and chain."""
     assert run(tiny(f"{tmp_path}/run", corpus)) == 0
