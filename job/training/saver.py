@@ -8,6 +8,7 @@ import os
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
@@ -23,7 +24,8 @@ from job.errors import AccessError, DivergedError, JobError, StorageError
 from job.training.narrator import Narrator
 from job.training.snapshot import Snapshot
 
-_HASTE = 1.25  # a save may take this much longer than the last one did
+_HASTE = 1.25  # a save may take this much longer than those before did
+_MEASURED = 3  # saves by which the next is judged: the quickest, because training stands still while the last is made
 _NICE = 10  # where cores are few, training goes first
 _TICK = 0.2  # seconds between two looks while waiting
 _LOST = (StorageError, AccessError, DivergedError, OSError, MemoryError)
@@ -61,7 +63,7 @@ class Saver:
         self._pruning: Future[Pruned] | None = None
         self._views: Future[None] | None = None
         self._failures = 0
-        self._last_seconds = 0.0
+        self._seconds: deque[float] = deque(maxlen=_MEASURED)
         self._last_begun = time.monotonic()
         self.last_step: int | None = None
         self.stand_on(checkpoints.last)
@@ -78,8 +80,8 @@ class Saver:
         return step % self._config.every == 0 or late
 
     def fits(self, seconds: float) -> bool:
-        """Whether a save, if it is no slower than the last one, ends within `seconds`."""
-        return seconds > 0 and _HASTE * self._last_seconds < seconds
+        """Whether a save, if it is no slower than those before, ends within `seconds`."""
+        return seconds > 0 and _HASTE * min(self._seconds, default=0.0) < seconds
 
     def begin(self, step: int, take: Callable[[], Snapshot]) -> None:
         """Save what `take` copies, unless this step is saved already or another save is still under way.
@@ -146,8 +148,8 @@ class Saver:
             self._lost(flight.snapshot.step, error)
             return
         self._failures = 0
-        self._last_seconds = time.monotonic() - flight.started
-        stages = {"snapshot": flight.stalled, "serialize": serializing, **saved.seconds, "total": self._last_seconds}
+        self._seconds.append(time.monotonic() - flight.started)
+        stages = {"snapshot": flight.stalled, "serialize": serializing, **saved.seconds, "total": self._seconds[-1]}
         self.stand_on(saved.record)
         self._narrator.saved(saved.record, stages, flight.snapshot.events)
         if self._retention is not None:

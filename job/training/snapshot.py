@@ -32,8 +32,9 @@ class HostMemory:
 
     def copy(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A copy that the next call with the same names overwrites."""
-        copies = {name: self._room(name, tensor).copy_(tensor, non_blocking=True) for name, tensor in tensors.items()}
-        if self._pinned:
+        pinned = self._pinned
+        copies = {name: self._room(name, tensor).copy_(tensor, non_blocking=pinned) for name, tensor in tensors.items()}
+        if pinned:
             torch.cuda.synchronize()
         return copies
 

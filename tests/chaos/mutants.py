@@ -113,7 +113,7 @@ MUTANTS = [
     Mutant(
         "store what training goes on changing",
         "job/training/snapshot.py",
-        "self._room(name, tensor).copy_(tensor, non_blocking=True)",
+        "self._room(name, tensor).copy_(tensor, non_blocking=pinned)",
         "tensor",
         ("tests/unit/test_saver.py::test_what_is_uploaded_is_what_was_copied",),
     ),
