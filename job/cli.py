@@ -1,9 +1,8 @@
 """Flags and files -> Config -> one call -> exit code. torch loads only when there is work for it."""
 
-import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,8 +12,10 @@ from typing import Any, NoReturn
 import click
 import structlog
 
-from job.config import Config, plain
-from job.config_file import ResolvedConfig, load_config, preset_names, render_toml
+from job.cli_checkpoints import checkpoints
+from job.cli_options import config_at, config_options, json_option, model_options, print_json, resolve
+from job.config import plain
+from job.config_file import render_toml
 from job.errors import Interrupted, JobError
 from job.infra.endings import write_termination
 from job.infra.logs import LogFormat, configure_logging
@@ -77,37 +78,7 @@ def _write_ending(status: RunStatus, code: int, reason: str) -> None:
     write_termination(code, reason, status.step, status.val_loss, status.checkpoint, os.environ)
 
 
-def _config_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    for option in (
-        click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a setting; repeatable."),
-        click.option("--config", "path", type=click.Path(path_type=Path), help="TOML file. [env: GPT_JOB_CONFIG]"),
-        click.option("--preset", help=f"One of: {', '.join(preset_names())}. [env: GPT_JOB_PRESET]"),
-    ):
-        command = option(command)
-    return command
-
-
-def _model_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    for option in (
-        click.option("--checkpoint", "which", default="last", show_default=True, metavar="best|last|STEP"),
-        click.option("--run", "run_uri", help="Folder or s3:// address of a run; unset: the config's own."),
-    ):
-        command = option(command)
-    return _config_options(command)
-
-
 SPLITS = ["train", "validation", "test"]
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-
-
-def _resolve(preset: str | None, path: Path | None, overrides: tuple[str, ...]) -> ResolvedConfig:
-    return load_config(preset, path, overrides, os.environ)
-
-
-def _at(run_uri: str | None, preset: str | None, path: Path | None, overrides: tuple[str, ...]) -> Config:
-    """The config that says where a run is and how to reach it."""
-    assignments = (*overrides, f"run_uri={run_uri}") if run_uri else overrides
-    return _resolve(preset, path, assignments).config
 
 
 @click.group(cls=JobGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -127,7 +98,7 @@ def main(ctx: click.Context, log_format: LogFormat, verbose: bool) -> None:
 
 
 @main.command()
-@_config_options
+@config_options
 @click.option("--restart-from-scratch", is_flag=True, help="Leave the run's checkpoints behind and begin at step 0.")
 @click.option("--single-writer-unsafe", is_flag=True, help="Use a store without conditional writes.")
 @click.pass_obj
@@ -147,7 +118,7 @@ def train(
     """
     status = session.status
     with _summary(status):
-        resolved = _resolve(preset, path, overrides)
+        resolved = resolve(preset, path, overrides)
         stop = StopSignal(resolved.config.runtime.grace_seconds).install()
         stop.on_request = _asked_to_stop
         stop.on_leave = partial(_left_in_haste, status)
@@ -175,12 +146,7 @@ def _summary(status: RunStatus) -> Iterator[None]:
         status.status = "interrupted"
         raise
     finally:
-        _print_json(status.plain())
-
-
-def _print_json(value: Any) -> None:
-    """Print one line of JSON; a number that JSON lacks, infinite or none, is null."""
-    click.echo(json.dumps(json.loads(json.dumps(value), parse_constant=lambda _: None)))
+        print_json(status.plain())
 
 
 def _asked_to_stop(reason: str) -> None:
@@ -193,35 +159,35 @@ def _left_in_haste(status: RunStatus, reason: str) -> None:
     _write_ending(status, Interrupted.exit_code, said)
     log.error("ended", code=Interrupted.exit_code, reason=said)
     status.status = "interrupted"
-    _print_json(status.plain())
+    print_json(status.plain())
 
 
 @main.command()
-@_config_options
-@_JSON
+@config_options
+@json_option
 def prepare(preset: str | None, path: Path | None, overrides: tuple[str, ...], as_json: bool) -> None:
     """Only pull the corpus and tokenize it, once for all jobs that share the cache.
 
     \b
     gpt-job prepare --preset verdict
     """
-    config = _resolve(preset, path, overrides).config
+    config = resolve(preset, path, overrides).config
     stop = StopSignal(config.runtime.grace_seconds).install()
     from job.prepare import prepare as run  # noqa: PLC0415 - tiktoken and numpy load only now
 
     splits = run(config, stop.check)
     if as_json:
-        _print_json(splits)
+        print_json(splits)
         return
     for split, facts in splits.items():
         click.echo(f"{split:<12}" + "  ".join(f"{value:,} {name}" for name, value in facts.items()))
 
 
 @main.command()
-@_model_options
+@model_options
 @click.option("--split", "splits", multiple=True, type=click.Choice(SPLITS), help="Repeatable.")
 @click.option("--corpus", help="Measure on another text instead of the run's own.")
-@_JSON
+@json_option
 def evaluate(
     preset: str | None,
     path: Path | None,
@@ -237,13 +203,13 @@ def evaluate(
     \b
     gpt-job evaluate --run runs/quickstart-1a2b3c4d --checkpoint best --split validation
     """
-    config = _at(run_uri, preset, path, overrides)
+    config = config_at(run_uri, preset, path, overrides)
     stop = StopSignal(config.runtime.grace_seconds).install()
     from job.evaluate import evaluate as run  # noqa: PLC0415 - torch loads only now
 
     losses = run(config, which, splits, corpus, stop.check)
     if as_json:
-        _print_json(losses)
+        print_json(losses)
         return
     for split, facts in losses.items():
         click.echo(f"{split:<12}" + "  ".join(f"{name} {_short(value)}" for name, value in facts.items()))
@@ -254,7 +220,7 @@ def _short(value: float | None) -> str:
 
 
 @main.command()
-@_model_options
+@model_options
 @click.option("--prompt", required=True, help="Text to continue.")
 @click.option("--max-new-tokens", type=click.IntRange(min=0), default=100, show_default=True)
 @click.option("--temperature", type=float, default=0.0, show_default=True, help="0 takes the most probable token.")
@@ -262,7 +228,7 @@ def _short(value: float | None) -> str:
 @click.option("--top-p", type=float, help="Draw among the fewest tokens that together have this probability.")
 @click.option("--beams", type=click.IntRange(min=1), default=1, show_default=True, help="More than 1: beam search.")
 @click.option("--seed", type=int, default=0, show_default=True)
-@_JSON
+@json_option
 def generate(
     preset: str | None,
     path: Path | None,
@@ -277,43 +243,13 @@ def generate(
     \b
     gpt-job generate --prompt "Every effort moves you" --temperature 0.8 --top-k 50
     """
-    config = _at(run_uri, preset, path, overrides)
+    config = config_at(run_uri, preset, path, overrides)
     from job.generate import generate as run  # noqa: PLC0415 - torch loads only now
 
     run(config, which, as_json, sys.stdout, **decoding)
 
 
-@main.group()
-def checkpoints() -> None:
-    """Look after the checkpoints of a run."""
-
-
-@checkpoints.command("list")
-@_config_options
-@click.option("--run", "run_uri", help="Folder or s3:// address of a run; unset: the config's own.")
-@_JSON
-def list_checkpoints(
-    preset: str | None, path: Path | None, overrides: tuple[str, ...], run_uri: str | None, as_json: bool
-) -> None:
-    """Checkpoints that can be continued from, oldest first.
-
-    \b
-    gpt-job checkpoints list --run s3://bucket/run
-    """
-    config = _at(run_uri, preset, path, overrides)
-    from job.checkpoints import list_checkpoints as run  # noqa: PLC0415 - boto3 loads only now
-
-    rows = run(config)
-    if as_json:
-        _print_json(rows)
-        return
-    click.echo("  seq     step  val_loss         bytes  objects  pinned  valid  chain")
-    for row in rows:
-        loss = "-" if row["val_loss"] is None else f"{row['val_loss']:.4f}"
-        click.echo(
-            f"{row['seq']:>5} {row['step']:>8}  {loss:>8} {row['bytes']:>13,}  {row['objects']:>7}  "
-            f"{'yes' if row['pinned'] else 'no':<6}  {'yes' if row['valid'] else 'NO':<5}  {row['chain'][:12]}"
-        )
+main.add_command(checkpoints)
 
 
 @main.group()
@@ -322,16 +258,16 @@ def config() -> None:
 
 
 @config.command("show")
-@_config_options
-@_JSON
+@config_options
+@json_option
 def show_config(preset: str | None, path: Path | None, overrides: tuple[str, ...], as_json: bool) -> None:
     """The resolved config as TOML, each value with where it came from.
 
     \b
     gpt-job config show --preset verdict --set training.epochs=3
     """
-    resolved = _resolve(preset, path, overrides)
+    resolved = resolve(preset, path, overrides)
     if as_json:
-        _print_json({"config": plain(resolved.config), "sources": dict(resolved.sources)})
+        print_json({"config": plain(resolved.config), "sources": dict(resolved.sources)})
         return
     click.echo(render_toml(resolved), nl=False)

@@ -222,7 +222,7 @@ def _announce(
         precision=trainer.learner.numerics.precision,
         threads=trainer.learner.numerics.threads,
         end=trainer.timetable.end,
-        attempt=sum(record.kind == "fence" for record in checkpoints.records),
+        attempt=sum(r.kind == "fence" and not r.facts.get("maintenance") for r in checkpoints.records),
     )
     trainer.narrator.publish(checkpoints)
 

@@ -1,13 +1,12 @@
-"""The `checkpoints` commands: looking at a run's checkpoints without touching them."""
+"""The `checkpoints list` command: what a run can be continued from."""
 
 from typing import Any
 
 from job.checkpoint import history
+from job.checkpoint.choice import open_run
 from job.checkpoint.record import Record
-from job.checkpoint.store import CheckpointStore
 from job.checkpoint.verify import Rejected, check_sizes
 from job.config import Config
-from job.errors import NotFoundError
 from job.infra.object_store import ObjectStore
 from job.infra.storage import open_store
 
@@ -21,13 +20,9 @@ def list_checkpoints(config: Config) -> list[dict[str, Any]]:
     Raises:
         NotFoundError: There is no run at `config.run_uri`.
     """
-    objects = open_store(config.run_uri, config.storage)
-    store = CheckpointStore(objects)
-    store.log.refresh()
-    if not store.records and not store.log.damaged:
-        raise NotFoundError(f"{config.run_uri}: no run here (its log is empty)")
+    store = open_run(open_store(config.run_uri, config.storage))
     best = history.best(store.records)
-    return [_row(objects, record, best) for record in history.checkpoints(store.records)]
+    return [_row(store.objects, record, best) for record in history.checkpoints(store.records)]
 
 
 def _row(objects: ObjectStore, record: Record, best: Record | None) -> dict[str, Any]:
