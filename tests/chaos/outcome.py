@@ -20,6 +20,7 @@ class Outcome:
     chain: str
     model: str
     optimizer: str
+    tokenizer: str
     logged_steps: tuple[int, ...]
     evaluated_steps: tuple[int, ...]
 
@@ -45,6 +46,7 @@ def outcome(run_uri: str, folder: Path, storage: StorageConfig | None = None) ->
         record.chain,
         digest("model.safetensors"),
         digest("optimizer.safetensors"),
+        digest("tokenizer.json"),
         steps("step"),
         steps("evaluated"),
     )
