@@ -72,7 +72,11 @@ def diff_checkpoints(first: Config, which: str, second: Config, other: str) -> d
         NotFoundError: There is no such run or checkpoint.
         DataError: A file is damaged, so that nothing can be said about it.
     """
-    sides = _side(first, which), _side(second, other)
+    return diff_sides(_side(first, which), _side(second, other))
+
+
+def diff_sides(*sides: Side) -> dict[str, Any]:
+    """What differs between two checkpoints, of one store or of two."""
     tensors = {kind: _tensors(sides, kind) for kind in _kinds(sides)}
     state = _state(sides)
     facts = [{name: side.record.facts.get(name) for name in _FACTS} for side in sides]

@@ -192,12 +192,13 @@ def newest(trial: Trial, name: str) -> str:
 
 
 def flip_bit(trial: Trial, name: str, pick: random.Random) -> str | None:
-    """Flip a random bit of a random object of the newest checkpoint; None while there is no other to go back to."""
+    """Flip a random bit of the newest checkpoint; None while there is no other to go back to."""
     run = open_run(open_store(trial.run_uri(name), StorageConfig()))
     standing = history.checkpoints(run.records)
     if len(standing) < 2:
         return None
-    stored = pick.choice(standing[-1].objects)
+    objects = standing[-1].objects
+    (stored,) = pick.choices(objects, [stored.size for stored in objects])
     place, bit = pick.randrange(stored.size), pick.randrange(8)
     with (trial.folder / name / stored.key).open("r+b") as file:
         file.seek(place)

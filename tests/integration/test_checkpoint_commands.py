@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.integration.command import SLOW, Ending, World, files, flip_bit, two_at_a_time
+from tests.integration.test_s3_run import Remote, remote
 
 KEPT = ("checkpoint.keep_last=20",)
 
@@ -322,3 +323,44 @@ def test_diff_of_a_damaged_checkpoint(finished, tmp_path):
 def test_diff_wants_two(finished):
     """Without a checkpoint or another run there is nothing to compare: usage."""
     assert finished.world.gpt_job("checkpoints diff").codes == {2}
+
+
+# in a bucket
+
+
+@pytest.fixture(scope="module")
+def in_bucket(s3_server, tmp_path_factory) -> Remote:
+    """A finished run on a real S3 server that kept every checkpoint, pruned to the last two."""
+    place = remote(s3_server, tmp_path_factory.mktemp("bucket"))
+    assert place.world.train(*place.settings, *KEPT).code == 0
+    assert place.at("checkpoints prune", "--keep-last", "2", "--no-keep-best").code == 0
+    return place
+
+
+def test_verify_and_prune_in_a_bucket(in_bucket):
+    """The run that was pruned there is whole, with two checkpoints and nothing left over."""
+    report = answer(in_bucket.at("checkpoints verify", "--json"))
+
+    assert (report["valid"], report["leftovers"]) == (True, [])
+    assert [row["step"] for row in report["checkpoints"]] == [30, 40]
+    assert sum(key.startswith("data/") for key in in_bucket.objects()) == 8
+
+
+def test_diff_of_a_bucket_with_a_folder(in_bucket, finished):
+    """A run in a bucket and the same one in a folder are EQUAL."""
+    ending = in_bucket.at("checkpoints diff", "--with-run", str(finished.world.run), "--exit-code")
+
+    assert ending.code == 0
+    assert ending.stdout.endswith("EQUAL\n")
+
+
+def test_verify_finds_damage_in_a_bucket(in_bucket):
+    """An object that was overwritten with as many other bytes is named."""
+    key = next(key for key in in_bucket.objects() if key.endswith("s000000000030/model.safetensors"))
+    prefix = in_bucket.uri.removeprefix(f"s3://{in_bucket.server.bucket}/")
+    body = bytes(len(in_bucket.objects()[key]))
+    in_bucket.server.client().put_object(Bucket=in_bucket.server.bucket, Key=f"{prefix}/{key}", Body=body)
+    ending = in_bucket.at("checkpoints verify")
+
+    assert ending.codes == {65}
+    assert f"sha256: {key}: expected" in ending.stdout
