@@ -31,7 +31,7 @@ def verify_lines(report: Report) -> Iterator[str]:
     for row in report["checkpoints"]:
         yield from _part(f"step {row['step']}", f"record {row['seq']}, {row['bytes']:,} bytes", row)
     if left := report["leftovers"]:
-        yield f"left over: {_count(len(left), 'object')} that no record names (no damage)"
+        yield f"left over: {_count(len(left), 'object')} of earlier attempts that no readable record names"
         yield from _some([f"  {key}" for key in left])
     problems = damages(report)
     yield f"DAMAGED: {_count(len(problems), 'problem')}" if problems else "VALID"

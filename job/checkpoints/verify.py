@@ -42,7 +42,7 @@ def verify_run(config: Config, which: str | None = None) -> dict[str, Any]:
     hinted = _hinted(objects)
     checkpoints = open_run(objects)
     chosen = history.checkpoints(checkpoints.records) if which is None else choose(checkpoints, which)[:1]
-    rows = [_row(record, problems) for record, problems in _verified(checkpoints, chosen)]
+    rows = [_row(record, problems) for record, problems in verified(checkpoints, chosen)]
     past = _past(checkpoints.records, chosen)
     of_past = [problem for record in past for problem in _check_events(objects, record)]
     of_run = _check_run(objects)
@@ -73,7 +73,7 @@ def _plain(problems: Sequence[Problem]) -> list[dict[str, Any]]:
     return [problem.plain() for problem in problems]
 
 
-def _verified(checkpoints: CheckpointStore, chosen: Sequence[Record]) -> Iterator[tuple[Record, list[Problem]]]:
+def verified(checkpoints: CheckpointStore, chosen: Sequence[Record]) -> Iterator[tuple[Record, list[Problem]]]:
     """Each checkpoint with what is wrong with it; one that a job prunes in the meantime is left out."""
     for record in chosen:
         problems = check_checkpoint(checkpoints.objects, record)
@@ -201,7 +201,7 @@ def _check_end(checkpoints: CheckpointStore, hinted: int) -> list[Problem]:
 
 
 def leftovers(checkpoints: CheckpointStore) -> list[str]:
-    """Objects of earlier attempts that no record names: cut saves, cut deletions, cut probes. No damage."""
+    """Objects of earlier attempts that no record which can be read names: cut saves, cut deletions. No damage."""
     records = checkpoints.records
     pruned = {seq for record in records if record.kind == "prune" for seq in record.facts["pruned"]}
     named = {facts_key(record.attempt, record.term) for record in records if record.kind == "fence"}

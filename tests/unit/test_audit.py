@@ -8,9 +8,10 @@ import pytest
 from safetensors.numpy import save
 
 from job.checkpoint.audit import log_problems
+from job.checkpoint.choice import open_run
 from job.checkpoint.record import StoredObject
 from job.checkpoint.store import Checkpoint, CheckpointStore
-from job.checkpoints.verify import check_checkpoint, leftovers
+from job.checkpoints.verify import check_checkpoint, leftovers, verified
 from job.config import identity_digest
 from tests.memory_store import MemoryObjectStore
 
@@ -183,3 +184,15 @@ def test_a_segment_is_read_back_like_any_object(objects):
     problem = check_checkpoint(objects, record)[-1]
 
     assert (problem.what, problem.where, problem.expected) == ("sha256", segment.key, segment.sha256)
+
+
+def test_a_checkpoint_that_is_pruned_while_it_is_verified_is_no_damage(objects):
+    """A job may prune beside the one who looks: what its log no longer holds is left out."""
+    owner = claimed(objects)
+    saved = [owner.save(checkpoint_at(step)).record for step in (1, 2)]
+    reader = open_run(objects)
+    owner.prune(saved[:1])
+    for stored in saved[0].objects:
+        objects.delete(stored.key)
+
+    assert [(record.step, problems) for record, problems in verified(reader, saved)] == [(2, [])]
