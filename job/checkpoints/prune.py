@@ -66,6 +66,7 @@ def prune_run(config: Config, wanted: Wanted, dry_run: bool) -> dict[str, Any]:
     return {
         "run_uri": config.run_uri,
         "dry_run": dry_run,
+        "taken_over": checkpoints.term is not None,
         "keep": {name: getattr(settings, name) for name in ("keep_last", "keep_every", "keep_best")},
         "removed": [_row(record) for record in removed],
         "kept": [_row(record) for record in standing if record not in removed],
@@ -111,4 +112,6 @@ def _remove(checkpoints: CheckpointStore, settings: CheckpointConfig) -> tuple[l
     outcome = Retention(checkpoints, settings).run()
     for seq, rejected in outcome.rejected.items():
         log.warning("checkpoint damaged, not counted on", seq=seq, reason=rejected.reason, detail=str(rejected))
+    if outcome.rejected and not outcome.gone:
+        raise DataError(f"{uri}: nothing was removed: what would have stayed was damaged in the meantime")
     return outcome.gone, outcome.objects

@@ -59,7 +59,7 @@ def prune_lines(report: Report) -> Iterator[str]:
             facts = f"step {row['step']:>8}  record {row['seq']:>5}  loss {_loss(row):>8}  {row['bytes']:>13,} bytes"
             yield f"{label:<13} {facts}"
     if not report["removed"]:
-        yield "nothing to remove: nothing was written"
+        yield "nothing to remove" + ("" if report["taken_over"] else ": nothing was written")
         return
     steps = " and ".join(str(step) for step in report["verified"])
     yield f"read back in full: steps {steps}"

@@ -130,17 +130,20 @@ def attempt(trial: Trial, name: str, *more: str, goal: int | None = None, delay:
     Raises:
         RuntimeError: It ended by itself and not with 0; says its last words.
     """
-    process = subprocess.Popen(
-        trial.command(name, *more), env=trial.environ(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
-    this = Attempt(process)
-    try:
-        if this.follow(goal):
-            time.sleep(delay)
-    finally:
-        process.kill()
-    this.follow()  # what it had said before the signal came
-    if process.wait() not in (0, -9):
+    command, environ = trial.command(name, *more), trial.environ()
+    with subprocess.Popen(
+        command, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
+        this = Attempt(process)
+        try:
+            if this.follow(goal):
+                time.sleep(delay)
+                process.kill()
+                this.follow()  # what it had said before the signal came
+            process.wait()
+        finally:
+            process.kill()  # when it is this process that is interrupted
+    if process.returncode not in (0, -9):
         raise RuntimeError(f"gpt-job train ended with {process.returncode}:\n{''.join(this.said[-5:])}")
     return this
 
@@ -232,7 +235,7 @@ def verdict(first: Outcome, second: Outcome, toll: Toll, trial: Trial) -> bool:
 def main(seed: int | None, kills: int) -> None:
     """Train a small model unbroken and under SIGKILL; print both and whether they are EQUAL (0) or DIFFERENT (1)."""
     seed = random.SystemRandom().randrange(10_000) if seed is None else seed
-    say(f"seed {seed} (the same kills again: make prove SEED={seed})")
+    say(f"seed {seed} (kills at the same steps again: make prove SEED={seed})")
     with tempfile.TemporaryDirectory(prefix="gpt-job-prove-") as folder:
         trial = Trial(Path(folder))
         say(f"{trial.steps} steps in peace, a checkpoint every {trial.every}:")

@@ -191,7 +191,7 @@ def test_prune_removes_what_it_showed(roomy, tmp_path):
     done = answer(world.gpt_job("checkpoints prune", *keep))
     left = answer(world.gpt_job("checkpoints verify", "--json"))
 
-    assert done == {**shown, "dry_run": False}
+    assert done == {**shown, "dry_run": False, "taken_over": True}
     assert [row["step"] for row in left["checkpoints"]] == [35, 40]
     assert (left["valid"], left["leftovers"]) == (True, [])
     assert sorted({path.parent.name for path in world.run.glob("data/*/*/*")}) == ["s000000000035", "s000000000040"]
