@@ -1,19 +1,16 @@
 """A run's model for use: from any checkpoint, without claiming the run or touching the optimizer."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
 import torch
 
-from job.checkpoint import history
+from job.checkpoint.choice import choose, open_run
 from job.checkpoint.record import Record
-from job.checkpoint.store import CheckpointStore
 from job.config import Config
 from job.config_file import stored_config
 from job.data.tokenizer import Tokenizer, load_tokenizer
-from job.errors import ConfigError, NotFoundError
 from job.infra.device import Numerics, apply_numerics, choose_numerics
 from job.infra.storage import open_store
 from job.model.gpt import GPT
@@ -53,8 +50,7 @@ def load_run(config: Config, which: str) -> LoadedRun:
     Raises:
         NotFoundError: There is no run, no such checkpoint, or none that is valid.
     """
-    checkpoints = CheckpointStore(open_store(config.run_uri, config.storage))
-    checkpoints.log.refresh()
+    checkpoints = open_run(open_store(config.run_uri, config.storage))
     candidates = choose(checkpoints, which)
     numerics = choose_numerics(config.runtime, None)
     device = apply_numerics(numerics)
@@ -70,22 +66,3 @@ def load_run(config: Config, which: str) -> LoadedRun:
         log.warning("checkpoint rejected, the one before it is used", step=record.step, reason=str(reason))
     model, tokenizer = loaded.value
     return LoadedRun(loaded.record, stored_config(loaded.record.facts["config"]), model, tokenizer, numerics, device)
-
-
-def choose(checkpoints: CheckpointStore, which: str) -> Sequence[Record]:
-    """The records that `which` names, in order of preference. Raises NotFoundError when there is none."""
-    standing = history.checkpoints(checkpoints.records)
-    uri = checkpoints.objects.uri
-    if not standing:
-        raise NotFoundError(f"{uri}: no checkpoint here")
-    if which == "last":
-        return standing[::-1]
-    if which == "best":
-        return [history.best(checkpoints.records) or standing[-1]]
-    if not which.isdigit():
-        raise ConfigError(f"--checkpoint {which}: expected best, last or a step")
-    named = [record for record in reversed(standing) if record.step == int(which)]
-    if not named:
-        steps = ", ".join(str(record.step) for record in standing)
-        raise NotFoundError(f"{uri}: no checkpoint of step {which}; there are {steps}")
-    return named

@@ -65,8 +65,8 @@ REFUSALS = {
         spoil=lambda world: (world.folder / "empty").mkdir(),
         launcher=IMPATIENT,
     ),
-    "evaluate nothing": Refusal(66, ("run: no checkpoint here",), command="evaluate"),
-    "continue nothing": Refusal(66, ("run: no checkpoint here",), command="generate", more=("--prompt", "x")),
+    "evaluate nothing": Refusal(66, ("run: no run here",), command="evaluate"),
+    "continue nothing": Refusal(66, ("run: no run here",), command="generate", more=("--prompt", "x")),
     "list nothing": Refusal(66, ("run: no run here",), command="checkpoints list"),
     "run below a file": Refusal(69, ("corpus.txt/run", "Not a directory"), ("run_uri=corpus.txt/run",)),
     "no GPU": Refusal(
