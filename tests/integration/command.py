@@ -186,6 +186,12 @@ class World:
         """Steps of all checkpoints that were ever committed."""
         return [record["step"] for record in self.records() if record["kind"] == "checkpoint"]
 
+    def standing(self) -> list[int]:
+        """Steps of the checkpoints that retention has left."""
+        pruned = {seq for record in self.records() if record["kind"] == "prune" for seq in record["pruned"]}
+        records = [record for record in self.records() if record["kind"] == "checkpoint"]
+        return [record["step"] for record in records if record["seq"] not in pruned]
+
     def history(self) -> list[dict[str, Any]]:
         """The run's `events.jsonl`."""
         return [json.loads(line) for line in (self.run / "events.jsonl").read_bytes().splitlines()]
