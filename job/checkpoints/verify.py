@@ -18,6 +18,7 @@ from job.checkpoint.record import FORMAT, Record, StoredObject, log_key
 from job.checkpoint.store import RUN_KEY, CheckpointStore
 from job.checkpoint.tensor_file import DamagedTensors, read_contents
 from job.config import Config
+from job.data.order import DataOffset, passed_over
 from job.infra.object_store import ObjectStore
 from job.infra.storage import open_store
 
@@ -142,14 +143,17 @@ def _check_tensors(path: Path) -> list[Problem]:
 
 
 def _check_state(path: Path, record: Record) -> list[Problem]:
-    names = ("step", "chain", "data_offset")
     try:
         state = json.loads(path.read_bytes())
-        got = {name: state.get(name) for name in names}
-    except (ValueError, AttributeError, RecursionError) as error:
-        return [Problem("state", "", "a JSON object", str(error))]
+        offsets = [DataOffset(**offset) for offset in state["data_offsets"]]
+        data_offset = passed_over(state["step"], offsets)
+        got = {"step": state["step"], "chain": state["chain"], "data_offset": data_offset}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return [Problem("state", "", "a JSON object with step, chain and data_offsets", f"{error!r}")]
     return [
-        Problem(name, "", record.facts.get(name), got[name]) for name in names if got[name] != record.facts.get(name)
+        Problem(name, "", record.facts.get(name), value)
+        for name, value in got.items()
+        if value != record.facts.get(name)
     ]
 
 

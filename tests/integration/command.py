@@ -29,6 +29,13 @@ _FOREIGN = ("AWS_", "GPT_JOB_", "KUBERNETES_", "TIKTOKEN_")
 PATIENT = ("-m", "job")
 # Retries follow each other at once: what is left of an hour's patience is what it ends in.
 IMPATIENT = ("-c", "import time; time.sleep = lambda seconds: None; import job.cli; job.cli.main(prog_name='gpt-job')")
+# Each checkpoint that is due is saved: on a busy machine one that came too soon after another would be skipped.
+UNHURRIED = (
+    "-c",
+    "from job.training.saver import Saver; begin = Saver.begin\n"
+    "Saver.begin = lambda self, *what: (self.wait(), begin(self, *what))[-1]\n"
+    "import job.cli; job.cli.main(prog_name='gpt-job')",
+)
 
 
 @dataclass(frozen=True)
@@ -165,9 +172,9 @@ class World:
         words = (*command.split(), "--config", "run.toml", *arguments)
         return Job(self.folder, words, {**self.environ, **environ}, launcher)
 
-    def gpt_job(self, command: str, *arguments: str, **environ: str) -> Ending:
+    def gpt_job(self, command: str, *arguments: str, launcher: tuple[str, ...] = PATIENT, **environ: str) -> Ending:
         """Run a command with this world's config to its end."""
-        with self.job(command, *arguments, **environ) as job:
+        with self.job(command, *arguments, launcher=launcher, **environ) as job:
             return job.ending()
 
     def training(self, *settings: str, launcher: tuple[str, ...] = PATIENT, **environ: str) -> Job:
@@ -175,8 +182,8 @@ class World:
         return self.job("train", *assignments(*settings), launcher=launcher, **environ)
 
     def train(self, *settings: str, **environ: str) -> Ending:
-        """Run `train` with more settings to its end."""
-        return self.gpt_job("train", *assignments(*settings), **environ)
+        """Run `train` with more settings to its end, every checkpoint that is due saved."""
+        return self.gpt_job("train", *assignments(*settings), launcher=UNHURRIED, **environ)
 
     def records(self) -> list[dict[str, Any]]:
         """The commit log."""

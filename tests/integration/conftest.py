@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.integration.command import SLOW, Ending, World, get
+from tests.integration.command import SLOW, UNHURRIED, Ending, World, get
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ class Killed:
 def killed(tmp_path_factory) -> Killed:
     """A run that was killed between two checkpoints; not to be written to."""
     world = World.create(tmp_path_factory.mktemp("killed"))
-    with world.training(*SLOW, "observe.metrics_port=0") as job:
+    with world.training(*SLOW, "observe.metrics_port=0", launcher=UNHURRIED) as job:
         url = job.until("metrics endpoint")["url"].removesuffix("/metrics")
         for _ in range(3):
             job.until("checkpoint saved")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.command import SLOW, Ending, World, files, flip_bit, two_at_a_time
+from tests.integration.command import SLOW, UNHURRIED, Ending, World, files, flip_bit, two_at_a_time
 from tests.integration.test_s3_run import Remote, remote
 
 KEPT = ("checkpoint.keep_last=20",)
@@ -214,7 +214,7 @@ def test_prune_removes_nothing_unless_two_can_be_read_back(roomy, tmp_path):
 def taken(tmp_path_factory):
     """A run that was pruned while a job trained on it, and trained to its end afterwards."""
     world = World.create(tmp_path_factory.mktemp("taken"))
-    with world.training(*SLOW, *KEPT, "training.sample_tokens=300") as job:
+    with world.training(*SLOW, *KEPT, "training.sample_tokens=300", launcher=UNHURRIED) as job:
         job.until("checkpoint saved", step=20)
         pruned = world.gpt_job("checkpoints prune", "--json", "--keep-last", "2", "--no-keep-best")
         lost = job.ending()

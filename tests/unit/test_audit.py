@@ -32,7 +32,7 @@ def claimed(objects, **options):
 
 def checkpoint_at(step, chain=None, **files):
     """A checkpoint as a run saves it, with other files where they are given."""
-    state = {"step": step, "chain": chain or f"{step:064x}", "data_offset": 0}
+    state = {"step": step, "chain": chain or f"{step:064x}", "data_offsets": []}
     whole = {
         "model.safetensors": [save({})],
         "optimizer.safetensors": [save({})],
@@ -141,7 +141,7 @@ def test_tensors_that_were_saved_damaged_are_found(objects):
 
 def test_state_of_another_step_is_found(objects):
     """state.json and the record must speak of the same step and chain."""
-    state = json.dumps({"step": 5, "chain": f"{4:064x}", "data_offset": 0}).encode()
+    state = json.dumps({"step": 5, "chain": f"{4:064x}", "data_offsets": []}).encode()
 
     assert checked(objects, state_json=[state]) == [("step", "state.json")]
 
