@@ -6,6 +6,7 @@ compared, no pointer is moved, and absence is believed only after a successful L
 
 from collections.abc import Callable
 
+from job.checkpoint.history import highest_term
 from job.checkpoint.record import DamagedRecord, Record, log_key, parse
 from job.errors import FencedError, StorageError
 from job.infra.object_store import ObjectStore
@@ -68,6 +69,8 @@ class CommitLog:
             StorageError: It is not known whether the record was written.
         """
         for _ in range(_TRIES):
+            if term is not None and (newest := highest_term(self.records)) > term:  # read, though never run into
+                raise FencedError(f"the attempt of record {newest} owns this run now")
             before = self.records[-1].sha256 if self.records else None
             record = draft(self._next, before)
             found = self._create(record)

@@ -93,6 +93,17 @@ def test_an_older_attempt_is_fenced_at_its_next_commit(objects):
     assert not objects.keys("data/")
 
 
+def test_an_attempt_that_has_read_a_newer_fence_commits_nothing(objects):
+    """A fence that was read with the log ends the older attempt as one that it runs into does."""
+    old, new = claimed(objects), claimed(objects)
+    old.log.refresh()
+    with pytest.raises(FencedError):
+        old.save(checkpoint_at(1))
+    new.save(checkpoint_at(2))
+
+    assert standing(objects) == [2]
+
+
 def test_the_newer_attempt_goes_on(objects):
     """The second of two writers is not disturbed by the first."""
     old, new = claimed(objects), claimed(objects)
