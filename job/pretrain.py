@@ -133,10 +133,14 @@ def _newest(checkpoints: CheckpointStore, restart_from_scratch: bool) -> Record 
 
     Raises:
         NotFoundError: There are records, but none can be read: never silently step 0.
+        FencedError: Claimed, and taken over since.
     """
-    checkpoints.log.refresh()
-    if restart_from_scratch and checkpoints.term is None:
-        return None
+    if checkpoints.term is None:
+        checkpoints.log.refresh()
+        if restart_from_scratch:
+            return None
+    else:
+        checkpoints.assert_owner()  # whoever claimed the run since may already be pruning what would be read
     if lost_everything(checkpoints) and not restart_from_scratch:
         raise NotFoundError(nothing_valid(checkpoints, []))
     return next(reversed(history.checkpoints(checkpoints.records)), None)
@@ -189,7 +193,11 @@ def _claim(checkpoints: CheckpointStore, reset: bool, single_writer_unsafe: bool
 def _restore(checkpoints: CheckpointStore, learner: Learner) -> Loaded[TrainingState]:
     """The state of the newest checkpoint that is whole, with the learner's tensors put in place."""
     candidates = history.checkpoints(checkpoints.records)[::-1]
-    loaded = load_newest(checkpoints, candidates, lambda folder: restore(folder, learner))
+    try:
+        loaded = load_newest(checkpoints, candidates, lambda folder: restore(folder, learner))
+    except NotFoundError:
+        checkpoints.assert_owner()  # not damaged, if a newer attempt has pruned them meanwhile
+        raise
     checkpoints.continue_from(loaded.record)
     return loaded
 
