@@ -7,9 +7,11 @@ cut, bent or mixed up is noticed before anything in it is believed.
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
+
+from job.infra.object_store import is_key
 
 FORMAT = 1
 Kind = Literal["fence", "checkpoint", "prune", "complete"]
@@ -123,7 +125,7 @@ def parse(content: bytes, seq: int) -> Record:
     """The record stored as number `seq`.
 
     Raises:
-        DamagedRecord: Not JSON, not this format, a wrong number or a wrong hash.
+        DamagedRecord: Not JSON, not this format, a wrong number or hash, or not what a record of its kind says.
     """
     if len(content) > _LARGEST:
         raise DamagedRecord(f"record {seq} has {len(content)} bytes")
@@ -132,13 +134,79 @@ def parse(content: bytes, seq: int) -> Record:
         claimed = fields.pop("record_sha256")
         record_format = fields.pop("format")
         known = {name: fields.pop(name) for name in ("kind", "seq", "term", "attempt")}
+        record = Record(**known, facts=fields)
+        own, written = record.sha256, record.content
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedRecord(f"record {seq} is not a record: {type(error).__name__}") from error
     if record_format != FORMAT:
         raise DamagedRecord(f"record {seq} has format {record_format}, this job reads {FORMAT}")
-    if known["kind"] not in get_args(Kind) or known["seq"] != seq:
-        raise DamagedRecord(f"record {seq} says it is {known['kind']} {known['seq']}")
-    record = Record(**known, facts=fields)
-    if record.sha256 != claimed:
+    if record.kind not in get_args(Kind) or record.seq != seq:
+        raise DamagedRecord(f"record {seq} says it is {record.kind} {record.seq}")
+    if own != claimed or written != content:  # the second: a name twice, a NaN for a null
         raise DamagedRecord(f"record {seq} does not match its own hash")
+    if wrong := _wrong_facts(record):
+        raise DamagedRecord(f"record {seq}: {', '.join(wrong)} cannot be what this job wrote")
     return record
+
+
+def _wrong_facts(record: Record) -> list[str]:
+    """Names of the fields that a record of its kind has not, or with a value of another kind."""
+    facts = record.facts
+    wrong = [name for name, fits in _REQUIRED[record.kind].items() if name not in facts or not fits(facts[name])]
+    wrong += [name for name, fits in _OPTIONAL.items() if name in facts and not fits(facts[name])]
+    own = {"seq": _is_count(record.seq), "term": _is_count(record.term), "attempt": isinstance(record.attempt, str)}
+    return wrong + [name for name, fits in own.items() if not fits]
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0  # a bool is an int too
+
+
+def _is_mapping(value: Any) -> bool:
+    return isinstance(value, Mapping)
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or type(value) in (int, float)
+
+
+def _is_object(value: Any, below: str) -> bool:
+    """Whether it describes an object below this prefix, so that no record can have others deleted."""
+    if not isinstance(value, Mapping) or value.keys() != {"key", "size", "sha256"}:
+        return False
+    key, sha256 = value["key"], value["sha256"]
+    is_text = isinstance(key, str) and isinstance(sha256, str)
+    return is_text and key.startswith(below) and is_key(key) and _is_count(value["size"])
+
+
+def _are_files(value: Any) -> bool:
+    if not isinstance(value, list) or not all(_is_object(entry, "data/") for entry in value):
+        return False
+    names = [StoredObject(**entry).name for entry in value]
+    return bool(names) and len(set(names)) == len(names)
+
+
+_REQUIRED: Mapping[str, Mapping[str, Callable[[Any], bool]]] = {
+    "fence": {"reset": lambda value: type(value) is bool},
+    "checkpoint": {
+        "step": _is_count,
+        "chain": lambda value: isinstance(value, str),
+        "objects": _are_files,
+        "events": lambda value: _is_object(value, "events/"),
+        "prev_checkpoint_seq": lambda value: value is None or _is_count(value),
+        "eval": lambda value: _is_mapping(value) and _is_number(value.get("val_loss")),
+    },
+    "prune": {"pruned": lambda value: isinstance(value, list) and all(map(_is_count, value))},
+    "complete": {"step": _is_count},
+}
+_OPTIONAL: Mapping[str, Callable[[Any], bool]] = {
+    "identity": _is_mapping,
+    "config": lambda value: _is_mapping(value) and _is_mapping(value.get("checkpoint")),
+    "numerics": _is_mapping,
+    "corpus": lambda value: _is_mapping(value) and _is_count(value.get("windows")),
+    "data_offset": _is_count,
+    "tokens": _is_count,
+    "seconds": _is_number,
+    "train_loss": _is_number,
+    "val_loss": _is_number,
+}
