@@ -5,6 +5,7 @@ compared, no pointer is moved, and absence is believed only after a successful L
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 
 from job.checkpoint.history import highest_term
 from job.checkpoint.record import DamagedRecord, Record, log_key, parse
@@ -12,6 +13,7 @@ from job.errors import FencedError, StorageError
 from job.infra.object_store import ObjectStore
 
 _TRIES = 8
+_GAP = 1000  # records in a row that may be missing from a listing and are looked for one by one
 Draft = Callable[[int, str | None], Record]  # (seq, hash of the record before it) -> the record to write
 
 
@@ -31,15 +33,30 @@ class CommitLog:
             AccessError: Reading is refused; never taken for an empty log.
             StorageError: The listing or a record cannot be read.
         """
-        listed = [seq for key in self._store.keys("log/") if (seq := _seq(key)) is not None]
-        last = max(listed, default=0)
-        while True:
-            for seq in range(self._next, last + 1):
-                self._read(seq)
-            self._next = max(self._next, last + 1)
-            if not self._exists(self._next):  # a LIST may lag behind
-                return
-            last = self._next
+        listed = sorted(seq for key in self._store.keys("log/") if (seq := _seq(key)) is not None)
+        for last in listed:
+            self._read_up_to(last)
+        while self._exists(self._next):  # a LIST may lag behind
+            self._read_up_to(self._next)
+        if self._next == 1 and self._store.keys("data/"):
+            self.damaged[0] = "the whole log is missing, and there is data of checkpoints"
+
+    def _read_up_to(self, last: int) -> None:
+        """Read every record from the next one to this, which the listing shows."""
+        if last - self._next > _GAP:
+            if not self._is_record(last):
+                return  # not ours: something of that name, far from where the log ends
+            self.damaged[self._next] = f"records {self._next} to {last - 1} are missing"
+            self._next = last
+        for seq in range(self._next, last + 1):
+            self._read(seq)
+        self._next = max(self._next, last + 1)
+
+    def _is_record(self, seq: int) -> bool:
+        with suppress(KeyError, DamagedRecord):
+            parse(self._store.read(log_key(seq)), seq)
+            return True
+        return False
 
     def _exists(self, seq: int) -> bool:
         try:
@@ -105,4 +122,4 @@ class CommitLog:
 
 def _seq(key: str) -> int | None:
     digits = key.removeprefix("log/").removesuffix(".json")
-    return int(digits) if digits.isdigit() else None
+    return int(digits) if digits.isdecimal() and digits.isascii() and log_key(int(digits)) == key else None
