@@ -79,9 +79,13 @@ def load_tokenizer(content: bytes) -> Tokenizer:
         if facts["format"] != FORMAT:
             raise DataError(f"tokenizer.json: format {facts['format']}, expected {FORMAT}")
         make: Callable[[Any], Tokenizer] = {"char": _load_char, "byte": _load_byte}.get(facts["kind"], _load_bpe)
-        return make(facts)
+        tokenizer = make(facts)
+        whole = tokenizer.to_json() == content
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"tokenizer.json: cannot be read: {type(error).__name__}: {error}") from error
+    if not whole:
+        raise DataError("tokenizer.json: says other things than the tokenizer that was made of it")
+    return tokenizer
 
 
 def _load_char(facts: Any) -> Tokenizer:
@@ -93,8 +97,14 @@ def _load_byte(_: Any) -> Tokenizer:
 
 
 def _load_bpe(facts: Any) -> Tokenizer:
-    ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in facts["ranks"].items()}
-    return BpeTokenizer(str(facts["kind"]), facts["pattern"], ranks, facts["special_tokens"])
+    ranks = {base64.b64decode(token, validate=True): rank for token, rank in facts["ranks"].items()}
+    special_tokens = facts["special_tokens"]
+    numbers = [*ranks.values(), *special_tokens.values()]
+    if len(set(numbers)) < len(numbers) or not all(type(number) is int and 0 <= number < 1 << 32 for number in numbers):
+        raise ValueError("tokens are not numbers, each of its own")
+    if not all(bytes([byte]) in ranks for byte in range(256)):
+        raise ValueError("there are bytes without a token")
+    return BpeTokenizer(str(facts["kind"]), facts["pattern"], ranks, special_tokens)
 
 
 def _alphabet(config: DataConfig, corpus: Corpus, advance: Advance) -> str:
