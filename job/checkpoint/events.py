@@ -5,6 +5,7 @@ checkpoint does. Facts of an attempt (started, rejected, saved, ended) are kept 
 of both, ordered by attempt and by their number within it; no clock decides.
 """
 
+import hashlib
 import json
 import os
 import time
@@ -15,10 +16,13 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from job.checkpoint import history
 from job.checkpoint.record import Record, StoredObject, canonical
 from job.infra.object_store import ObjectStore
 
+log = structlog.get_logger(__name__)
 VIEW = "events.jsonl"
 Event = dict[str, Any]
 
@@ -140,11 +144,13 @@ def facts_key(attempt: str, term: int) -> str:
 def past_events(objects: ObjectStore, records: Sequence[Record], last: Record | None) -> list[Event]:
     """Events that led to the checkpoint `last`, and the facts of every attempt; whatever can be read of them."""
     line = history.lineage(records, last) if last else []
-    segments = [StoredObject(**record.facts["events"]).key for record in line]
+    segments = [StoredObject(**record.facts["events"]) for record in line]
     fences = [record for record in records if record.kind == "fence"]
     events: list[Event] = []
-    for key in [*segments, *(facts_key(fence.attempt, fence.term) for fence in fences)]:
-        events += _read(objects, key)
+    for stored in segments:
+        events += _read(objects, stored.key, stored.sha256)
+    for fence in fences:
+        events += _read(objects, facts_key(fence.attempt, fence.term))
     return sorted(events, key=_place)
 
 
@@ -152,10 +158,13 @@ def _place(event: Event) -> tuple[int, int]:
     return event["attempt"], event["number"]
 
 
-def _read(objects: ObjectStore, key: str) -> Iterable[Event]:
+def _read(objects: ObjectStore, key: str, sha256: str | None = None) -> Iterable[Event]:
     try:
         content = objects.read(key)
     except KeyError:
+        return []
+    if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+        log.warning("events left out: they are not those that were stored", key=key)
         return []
     return parse_lines(content)
 
@@ -166,10 +175,11 @@ def parse_lines(content: bytes) -> list[Event]:
     for line in content.splitlines():
         try:
             event = json.loads(line)
-            (event["attempt"], event["number"], event["event"], event["step"])
-        except (ValueError, KeyError, TypeError):
+            name, *numbers = (event[field] for field in ("event", "attempt", "number", "step"))
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue
-        events.append(event)
+        if isinstance(name, str) and all(type(number) is int for number in numbers):
+            events.append(event)
     return events
 
 
