@@ -135,7 +135,8 @@ def parse(content: bytes, seq: int) -> Record:
         record_format = fields.pop("format")
         known = {name: fields.pop(name) for name in ("kind", "seq", "term", "attempt")}
         record = Record(**known, facts=fields)
-        own, written = record.sha256, record.content
+        own = record.sha256
+        written = canonical({**record._fields(), "record_sha256": own})
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedRecord(f"record {seq} is not a record: {type(error).__name__}") from error
     if record_format != FORMAT:

@@ -7,6 +7,7 @@ checkpoint, save more with retention after each, and write the record of complet
 import hashlib
 import json
 import time
+from functools import lru_cache
 
 import pytest
 
@@ -84,11 +85,14 @@ def snapshot(step: int, name: str) -> Checkpoint:
     )
 
 
+read = lru_cache(10_000)(parse)
+
+
 def records_of(objects: Objects) -> list[Record]:
     """The log, which is dense."""
     keys = sorted(key for key in objects if key.startswith("log/"))
     assert keys == [f"log/{seq:012d}.json" for seq in range(1, len(keys) + 1)]
-    return [parse(objects[key], seq) for seq, key in enumerate(keys, start=1)]
+    return [read(objects[key], seq) for seq, key in enumerate(keys, start=1)]
 
 
 def check(objects: Objects) -> None:
