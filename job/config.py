@@ -360,9 +360,12 @@ SECTIONS: Mapping[str, type[Any]] = {
 def plain(config: Config) -> dict[str, Any]:
     """The whole config as JSON values, tuples as lists; what may be shown and stored.
 
-    Queries of corpus addresses are left out: a presigned one is a secret, and another one each time.
+    Queries of corpus addresses are left out: a presigned one is a secret, and another one each time. So are user and
+    password of the Pushgateway.
     """
     values: dict[str, Any] = json.loads(json.dumps(asdict(config)))
+    if config.observe.pushgateway_url is not None:
+        values["observe"]["pushgateway_url"] = re.sub(r"//[^/?#]*@", "//", config.observe.pushgateway_url)
     values["data"]["corpus"] = [re.sub(r"(?i)^(https?://[^?#]*)\?[^#]*", r"\1", uri) for uri in config.data.corpus]
     return values
 

@@ -20,6 +20,7 @@ import structlog
 
 from job.checkpoint import history
 from job.checkpoint.record import Record, StoredObject, canonical
+from job.infra.logs import redact
 from job.infra.object_store import ObjectStore
 
 log = structlog.get_logger(__name__)
@@ -74,8 +75,9 @@ class EventLog:
         return line
 
     def note(self, event: str, step: int, **fields: Any) -> Event:
-        """Add a fact of this attempt: it counts whatever becomes of the attempt."""
-        line = self._write(event, step, fields)
+        """Add a fact of this attempt: it counts whatever becomes of the attempt. An error's text may hold secrets."""
+        shown = {name: redact(value) if isinstance(value, str) else value for name, value in fields.items()}
+        line = self._write(event, step, shown)
         self._facts.append(line)
         return line
 

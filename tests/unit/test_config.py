@@ -208,3 +208,11 @@ def test_no_setting_can_hold_a_secret():
     words = ("secret", "password", "access_key", "token_", "credential")
 
     assert not [key for key in _TYPES if any(word in key for word in words)]
+
+
+def test_the_password_of_a_gateway_is_not_stored():
+    """What is shown and kept with a run names the Pushgateway without user and password."""
+    config = load_config(overrides=("observe.pushgateway_url=https://user:pass@gate:9091/a@b",)).config
+
+    assert plain(config)["observe"]["pushgateway_url"] == "https://gate:9091/a@b"
+    assert config.observe.pushgateway_url == "https://user:pass@gate:9091/a@b"
