@@ -198,13 +198,13 @@ def play_histories(count, clock):
 
 
 def test_retention_keeps_its_promises(clock):
-    """Six hundred histories."""
-    play_histories(600, clock)
+    """Four hundred histories."""
+    play_histories(400, clock)
 
 
 def test_no_clock_decides(clock):
     """The same history under two clocks that jump differently: the same checkpoints stand after every event."""
-    for number, pick in cases(60):
+    for number, pick in cases(40):
         state = pick.getstate()
         traces = []
         for jumps in ("one", "two"):
