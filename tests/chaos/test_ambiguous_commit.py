@@ -89,6 +89,7 @@ def test_a_commit_counts_once(fates):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(7200)
 def test_a_commit_counts_once_at_length():
     """The same, many times."""
     assert play(int(10_000 * SCALE), ("ok", "after", "before", "twice", "after killed", "before killed")) > 0

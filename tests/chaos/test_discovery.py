@@ -233,6 +233,7 @@ def test_no_answer_is_no_absence(run, learner, error):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(7200)
 def test_damaged_records_among_junk_at_length(run, learner):
     """The same, many times as often."""
     for number, pick in cases(int(60_000 * SCALE)):

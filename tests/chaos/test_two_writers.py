@@ -185,6 +185,7 @@ def test_whatever_two_writers_leave_is_continued(on_an_earlier_run):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(7200)
 @pytest.mark.parametrize(("commits", "lost_answers"), [(2, 0), (3, 0), (2, 1), (1, 2)])
 def test_two_writers_at_length(commits, lost_answers):
     """Three checkpoints each in every order, and fewer with any commit's answer lost."""
