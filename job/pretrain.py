@@ -194,7 +194,7 @@ def _restore(checkpoints: CheckpointStore, learner: Learner) -> Loaded[TrainingS
     """The state of the newest checkpoint that is whole, with the learner's tensors put in place."""
     candidates = history.checkpoints(checkpoints.records)[::-1]
     try:
-        loaded = load_newest(checkpoints, candidates, lambda folder: restore(folder, learner))
+        loaded = load_newest(checkpoints, candidates, lambda folder, record: restore(folder, record, learner))
     except NotFoundError:
         checkpoints.assert_owner()  # not damaged, if a newer attempt has pruned them meanwhile
         raise

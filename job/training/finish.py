@@ -61,7 +61,7 @@ def measure_test(trainer: Trainer, checkpoints: CheckpointStore) -> SplitLoss | 
     last = checkpoints.last
     if best is not None and last is not None and best.seq != last.seq:
 
-        def load(folder: Path) -> None:
+        def load(folder: Path, _: Record) -> None:
             load_model(folder, trainer.learner.model)
 
         last = load_newest(checkpoints, [best, last], load, {MODEL}).record

@@ -55,9 +55,9 @@ def load_run(config: Config, which: str) -> LoadedRun:
     numerics = choose_numerics(config.runtime, None)
     device = apply_numerics(numerics)
 
-    def load(folder: Path) -> tuple[GPT, Tokenizer]:
+    def load(folder: Path, record: Record) -> tuple[GPT, Tokenizer]:
         tokenizer = load_tokenizer((folder / TOKENIZER).read_bytes())
-        model = empty_model(stored_config(candidates[0].facts["config"]), tokenizer.vocab_size, device)
+        model = empty_model(stored_config(record.facts["config"]), tokenizer.vocab_size, device)
         load_model(folder, model)
         return model.eval(), tokenizer
 

@@ -27,7 +27,7 @@ class Loaded(Generic[T]):
 def load_newest(
     checkpoints: CheckpointStore,
     candidates: Collection[Record],
-    load: Callable[[Path], T],
+    load: Callable[[Path, Record], T],
     names: Collection[str] | None = None,
 ) -> Loaded[T]:
     """The first of `candidates` whose files are whole and which `load` accepts.
@@ -35,7 +35,7 @@ def load_newest(
     Args:
         checkpoints: The run.
         candidates: Records in order of preference.
-        load: Makes something of a folder with verified files; raises Rejected when they do not fit.
+        load: Makes something of a folder with the verified files of a record; raises Rejected when they do not fit.
         names: Files that `load` needs; all when unset.
 
     Raises:
@@ -45,7 +45,7 @@ def load_newest(
     for record in candidates:
         with tempfile.TemporaryDirectory(prefix="gpt-job-") as folder:
             try:
-                value = load(fetch(checkpoints.objects, record, Path(folder), names))
+                value = load(fetch(checkpoints.objects, record, Path(folder), names), record)
             except Rejected as reason:
                 rejected.append((record, reason))
             else:

@@ -58,7 +58,7 @@ def roll_back(
     candidates = [record for record in reversed(line) if record.seq in standing and record.step <= offset.step]
     record, before = None, TrainingState()
     if candidates:
-        loaded = load_newest(checkpoints, candidates, lambda folder: restore(folder, learner))
+        loaded = load_newest(checkpoints, candidates, lambda folder, record: restore(folder, record, learner))
         record, before = loaded.record, loaded.value
     else:
         begin_again(learner, config)

@@ -1,10 +1,13 @@
 """What a run continues from: the numbers beside the tensors, and how all of it is put back."""
 
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from job.checkpoint.chain import GENESIS
+from job.checkpoint.record import Record, canonical
 from job.checkpoint.verify import Rejected
 from job.data.order import DataOffset, passed_over
 from job.training.learner import Learner
@@ -43,17 +46,43 @@ class TrainingState:
         return passed_over(self.step, self.data_offsets)
 
 
-def restore(folder: Path, learner: Learner) -> TrainingState:
-    """Continue from the verified files in `folder`. Raises Rejected when they do not fit."""
+def restore(folder: Path, record: Record, learner: Learner) -> TrainingState:
+    """Continue from the verified files of `record` in `folder`. Raises Rejected when they do not fit."""
     load_model(folder, learner.model)
     load_optimizer(folder, learner.model, learner.optimizer)
-    try:
-        rest = json.loads((folder / STATE).read_bytes())
-        scaling = rest.pop("scaler")
-        offsets = [DataOffset(**offset) for offset in rest.pop("data_offsets")]
-        state = TrainingState(**rest, data_offsets=offsets)
-    except (ValueError, KeyError, TypeError) as error:
-        raise Rejected("format", f"{STATE}: {error}") from error
+    state, scaling = _read_state((folder / STATE).read_bytes())
+    said = {name: record.facts[name] for name in ("step", "chain", "data_offset")}
+    if (found := {name: getattr(state, name) for name in said}) != said:
+        raise Rejected("format", f"{STATE} says {found}, the record {said}")
     if scaling and learner.scaler.is_enabled():
         learner.scaler.load_state_dict(scaling)
     return state
+
+
+def _read_state(content: bytes) -> tuple[TrainingState, dict[str, Any] | None]:
+    """The state, and that of the scaler where there was one. Raises Rejected when no run can have written it."""
+    try:
+        rest = json.loads(content)
+        whole = canonical(rest) == content
+        scaling = rest.pop("scaler")
+        offsets = [DataOffset(**offset) for offset in rest.pop("data_offsets")]
+        state = TrainingState(**rest, data_offsets=offsets)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise Rejected("format", f"{STATE}: {error!r}") from error
+    if not (whole and _is_possible(state) and (scaling is None or isinstance(scaling, dict))):
+        raise Rejected("format", f"{STATE} is nothing that a run can have saved")
+    return state, scaling
+
+
+def _is_possible(state: TrainingState) -> bool:
+    """Whether every field is of its kind: a file can say anything."""
+    counts = [state.step, state.nonfinite_in_a_row, state.nonfinite_steps]
+    counts += [count for offset in state.data_offsets for count in (offset.step, offset.samples)]
+    losses = (state.eval_train_loss, state.val_loss)
+    return (
+        all(type(count) is int and 0 <= count < 1 << 63 for count in counts)
+        and all(loss is None or type(loss) in (int, float) for loss in losses)
+        and type(state.seconds) in (int, float)
+        and state.seconds >= 0
+        and re.fullmatch("[0-9a-f]{64}", str(state.chain)) is not None
+    )

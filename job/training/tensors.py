@@ -84,7 +84,8 @@ def load_optimizer(folder: Path, model: nn.Module, optimizer: torch.optim.Optimi
     for full_name, tensor in _read(folder / OPTIMIZER):
         name, _, entry = full_name.rpartition(".")
         parameter = parameters.get(name)
-        if parameter is None or (tensor.dim() and (tensor.shape, tensor.dtype) != (parameter.shape, parameter.dtype)):
+        fitting = ((), torch.float32) if parameter is None or entry == "step" else (parameter.shape, parameter.dtype)
+        if parameter is None or (tensor.shape, tensor.dtype) != fitting:
             wrong = f"{full_name} is {tensor.dtype} {list(tensor.shape)} and fits no parameter"
             raise Rejected("shape", f"{OPTIMIZER}: {wrong}")
         optimizer.state[parameter][entry] = tensor.to(parameter.device, copy=True)

@@ -8,17 +8,20 @@ from pathlib import Path
 import torch
 
 from job.checkpoint import history
+from job.checkpoint.events import Segment
 from job.checkpoint.store import Checkpoint, CheckpointStore
 from job.config import Config
 from job.data.alphabets import ByteTokenizer
 from job.data.loader import Batch
+from job.data.order import DataOffset
 from job.errors import NotFoundError
 from job.infra.device import choose_numerics
 from job.infra.object_store import ObjectStore
 from job.training.learner import Learner, build_learner
 from job.training.randomness import seed_for, seed_torch
 from job.training.resume import load_newest, lost_everything, nothing_valid
-from job.training.state import TrainingState, restore, take_checkpoint
+from job.training.snapshot import HostMemory, take_snapshot
+from job.training.state import TrainingState, restore
 from job.training.tensors import model_tensors, optimizer_tensors
 from tests.chaos.harness import tiny
 from tests.memory_store import MemoryObjectStore
@@ -66,16 +69,20 @@ def make(corpus: Path) -> SmallRun:
     checkpoints.claim({})
     for step in STEPS:
         update(learner, step)
-        state = TrainingState(step=step, seconds=step / 8, chain=f"{step:064x}", data_offset=3, val_loss=5.0 / step)
-        checkpoints.save(
-            take_checkpoint(
-                state,
-                learner,
-                tokenizer_json=TOKENIZER.to_json(),
-                events=f'{{"attempt":1,"event":"step","loss":5.5,"number":{step},"step":{step}}}\n'.encode(),
-                facts={"eval": {"val_loss": state.val_loss}, "tokenizer_sha256": TOKENIZER.sha256},
-            )
+        offsets = [DataOffset(step=2, samples=3)]
+        state = TrainingState(
+            step=step, seconds=step / 8, chain=f"{step:064x}", data_offsets=offsets, val_loss=5.0 / step
         )
+        event = f'{{"attempt":1,"event":"step","loss":5.5,"number":{step},"step":{step}}}\n'.encode()
+        snapshot = take_snapshot(
+            HostMemory(),
+            state,
+            learner,
+            tokenizer=TOKENIZER.to_json(),
+            events=Segment(event, 1),
+            facts={"eval": {"val_loss": state.val_loss}, "tokenizer_sha256": TOKENIZER.sha256},
+        )
+        checkpoints.save(snapshot.checkpoint())
         saved.append(Continued(step, state, digest(learner)))
     return SmallRun(objects.objects, config, tuple(saved))
 
@@ -107,7 +114,7 @@ def continue_run(objects: ObjectStore, learner: Learner) -> Continued | None:
     candidates = history.checkpoints(checkpoints.records)[::-1]
     if not candidates:
         return None
-    loaded = load_newest(checkpoints, candidates, lambda folder: restore(folder, learner))
+    loaded = load_newest(checkpoints, candidates, lambda folder, record: restore(folder, record, learner))
     return Continued(loaded.record.step, loaded.value, digest(learner))
 
 
@@ -117,4 +124,5 @@ def snapshot_of(run: SmallRun) -> Checkpoint:
     update(learner, 20)
     state = TrainingState(step=20, chain=f"{20:064x}")
     facts = {"eval": {"val_loss": None}}
-    return take_checkpoint(state, learner, tokenizer_json=TOKENIZER.to_json(), events=b"", facts=facts)
+    taken = {"tokenizer": TOKENIZER.to_json(), "events": Segment(b"", 0), "facts": facts}
+    return take_snapshot(HostMemory(), state, learner, **taken).checkpoint()

@@ -66,7 +66,7 @@ def resumed(checkpoints: CheckpointStore) -> int:
     if not candidates:
         return 0
     try:
-        loaded = load_newest(checkpoints, candidates, lambda folder: (folder / "model").read_bytes())
+        loaded = load_newest(checkpoints, candidates, lambda folder, _: (folder / "model").read_bytes())
     except NotFoundError:
         checkpoints.assert_owner()
         raise

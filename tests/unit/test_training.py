@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from job.checkpoint.events import Segment
+from job.checkpoint.record import Record
 from job.checkpoint.verify import Rejected
 from job.config import OptimizerConfig, RuntimeConfig, TrainingConfig
 from job.data.alphabets import ByteTokenizer
@@ -483,6 +484,9 @@ STOOD = TrainingState(
 )
 
 
+RECORD = Record("checkpoint", 2, 1, "one", {"step": 2, "chain": STOOD.chain, "data_offset": 8})
+
+
 def snapshot_of(trained, memory, state=STOOD):
     return take_snapshot(memory, state, trained, tokenizer=b"{}", events=Segment(b"", 0), facts={})
 
@@ -504,7 +508,7 @@ def test_a_checkpoint_restores_everything(learner, tmp_path, precision):
         step(saved, number)
     write(tmp_path, files_of(saved))
     restored = learner(f"runtime.precision={precision}", restoring=True)
-    state = restore(tmp_path, restored)
+    state = restore(tmp_path, RECORD, restored)
 
     assert (state, unequal(tensors(restored), tensors(saved))) == (STOOD, [])
     assert restored.scaler.state_dict() == saved.scaler.state_dict()
@@ -516,7 +520,7 @@ def test_a_checkpoint_before_the_first_step(learner, tmp_path):
     """Optimizer state that does not exist yet comes back as none."""
     write(tmp_path, files_of(learner()))
     restored = learner(restoring=True)
-    restore(tmp_path, restored)
+    restore(tmp_path, RECORD, restored)
 
     assert len(restored.optimizer.state) == 0
 
@@ -554,7 +558,7 @@ def changed(learner, tmp_path):
         change(stored)
         write(tmp_path, {name: to_safetensors(stored)})
         with pytest.raises(Rejected) as rejected:
-            restore(tmp_path, learner(restoring=True))
+            restore(tmp_path, RECORD, learner(restoring=True))
         return rejected.value.reason
 
     return restored
@@ -596,7 +600,7 @@ def test_a_file_of_another_format_is_rejected(learner, tmp_path, name):
     trained = learner()
     write(tmp_path, {**files_of(trained), name: [b"no such format"]})
     with pytest.raises(Rejected) as rejected:
-        restore(tmp_path, learner(restoring=True))
+        restore(tmp_path, RECORD, learner(restoring=True))
 
     assert rejected.value.reason == "format"
 
@@ -607,9 +611,9 @@ def test_a_rejected_checkpoint_leaves_nothing_behind(learner, tmp_path):
     step(later)
     write(tmp_path, {**files_of(later), STATE: [b"damaged"]})
     with pytest.raises(Rejected):
-        restore(tmp_path, restored)
+        restore(tmp_path, RECORD, restored)
     write(tmp_path, files_of(first))
-    restore(tmp_path, restored)
+    restore(tmp_path, RECORD, restored)
 
     assert unequal(tensors(restored), tensors(first)) == []
 

@@ -88,7 +88,11 @@ def load_to_continue(folder):
     checkpoints.log.refresh()
     with peak() as found:
         learner = fresh_learner(config, restoring=True)
-        load_newest(checkpoints, history.checkpoints(checkpoints.records), lambda files: restore(files, learner))
+        load_newest(
+            checkpoints,
+            history.checkpoints(checkpoints.records),
+            lambda files, record: restore(files, record, learner),
+        )
     assert len(learner.optimizer.state) == len(list(learner.model.parameters()))
     return max(found)
 
