@@ -256,9 +256,15 @@ class StorageConfig:
     part_size: int = 64 << 20  # bytes; also the size from which an upload is multipart
     concurrency: int = 4  # parts at once
     checksums: Literal["when_supported", "when_required"] = "when_supported"
-    timeouts: tuple[float, ...] = (5.0, 60.0)  # seconds to connect, seconds without a byte
+    timeouts: tuple[float, ...] = (5.0, 60.0)  # seconds to connect, seconds without an answer
+    stall_seconds: float | None = None  # without a byte moved, then a part is tried again; unset: half the read timeout
     encryption: str | None = None  # AES256, aws:kms or aws:kms:KEY-ID
     storage_class: str | None = None
+
+    @property
+    def patience(self) -> float:
+        """Seconds that a part may stand still."""
+        return self.timeouts[1] / 2 if self.stall_seconds is None else self.stall_seconds
 
     def __post_init__(self) -> None:
         _require(
@@ -267,6 +273,12 @@ class StorageConfig:
             (
                 len(self.timeouts) == 2 and all(seconds > 0 for seconds in self.timeouts),
                 f"storage.timeouts={list(self.timeouts)} must be two numbers of seconds: connect, read",
+            ),
+            *_positive("storage", stall_seconds=self.stall_seconds),
+            (
+                self.stall_seconds is None or self.stall_seconds < self.timeouts[-1],
+                f"storage.stall_seconds={self.stall_seconds} must be below the read timeout, {self.timeouts[-1]}: "
+                "that would notice a silent server first, and ask it eight times",
             ),
         )
 

@@ -13,13 +13,15 @@ class MemoryObjectStore:
     def __init__(self, objects: dict[str, bytes] | None = None) -> None:
         self.uri = "memory://store"
         self.objects = dict(objects or {})
+        self.begun: set[str] = set()  # keys of writes that a test says were cut
         self._lock = threading.Lock()
 
     def copy(self) -> "MemoryObjectStore":
         return MemoryObjectStore(self.objects)
 
-    def put(self, key: str, content: Content) -> None:
+    def put(self, key: str, content: Content) -> str:
         self.objects[key] = b"".join(content)
+        return self.digest(key)
 
     def create(self, key: str, content: bytes) -> bool:
         with self._lock:
@@ -30,6 +32,9 @@ class MemoryObjectStore:
 
     def get(self, key: str, target: Path) -> str:
         target.write_bytes(self.objects[key])
+        return self.digest(key)
+
+    def digest(self, key: str) -> str:
         return hashlib.sha256(self.objects[key]).hexdigest()
 
     def read(self, key: str) -> bytes:
@@ -43,3 +48,9 @@ class MemoryObjectStore:
 
     def delete(self, key: str) -> None:
         self.objects.pop(key, None)
+
+    def unfinished(self, prefix: str) -> list[str]:
+        return sorted(key for key in self.begun if key.startswith(prefix))
+
+    def abandon(self, key: str) -> None:
+        self.begun.discard(key)

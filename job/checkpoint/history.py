@@ -50,11 +50,17 @@ def lineage(records: Sequence[Record], last: Record) -> list[Record]:
 
 
 def prunable(records: Sequence[Record], keep_last: int, keep_every: int | None, keep_best: bool) -> list[Record]:
-    """Checkpoints that retention no longer wants, oldest first."""
+    """Checkpoints that retention no longer wants, oldest first.
+
+    Those from before a reset are among them: nothing may continue from them any more, and the fence that says so
+    cannot be taken back. Like all others they go only when enough of what stands has been verified.
+    """
     standing = checkpoints(records)
     kept = {record.seq for record in standing[-max(2, keep_last) :]}
     if keep_every is not None:
         kept |= {record.seq for record in standing if record.step % keep_every == 0}
     if keep_best and (lowest := best(records)) is not None:
         kept.add(lowest.seq)
-    return [record for record in standing if record.seq not in kept]
+    pruned = {seq for record in records if record.kind == "prune" for seq in record.facts["pruned"]}
+    there = [record for record in records if record.kind == "checkpoint" and record.seq not in pruned]
+    return [record for record in there if record.seq not in kept]

@@ -3,18 +3,23 @@
 The order is: look at what is to stay, make sure the run is still ours, say in the log what goes, then delete it.
 """
 
-import tempfile
+import re
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
+
+import structlog
 
 from job.checkpoint import history
 from job.checkpoint.record import Record
 from job.checkpoint.store import CheckpointStore
-from job.checkpoint.verify import Rejected, check_sizes, fetch
+from job.checkpoint.verify import Rejected, check, check_sizes
 from job.config import CheckpointConfig
+from job.errors import AccessError, StorageError
 
 _VERIFIED = 2
+_TERM = re.compile(r"(?:data|events)/(\d{10})-|log/(\d{12})\.json$")
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True)
@@ -54,6 +59,7 @@ class Retention:
             outcome.objects += self._delete([stored.key for stored in record.objects])
         if not self._swept:
             outcome.objects += self._sweep()
+            self._abandon_cut_writes()
             self._swept = True
         return outcome
 
@@ -87,9 +93,25 @@ class Retention:
         pruned = {seq for r in self._checkpoints.records if r.kind == "prune" for seq in r.facts["pruned"]}
         records = [r for r in self._checkpoints.records if r.kind == "checkpoint" and r.seq not in pruned]
         named = {stored.key for record in records for stored in record.objects}
-        own = self._checkpoints.term or 0
         keys = self._checkpoints.objects.keys("data/")
-        return self._delete([key for key in keys if key not in named and _term(key) < own])
+        return self._delete([key for key in keys if key not in named and self._is_of_an_earlier_term(key)])
+
+    def _abandon_cut_writes(self) -> None:
+        """Free what earlier attempts began to write and never finished: parts of uploads, half-written files.
+
+        It is invisible and only costs money, so a store that does not let us is no reason to end.
+        """
+        objects = self._checkpoints.objects
+        try:
+            for key in filter(self._is_of_an_earlier_term, objects.unfinished("")):
+                objects.abandon(key)
+        except (AccessError, StorageError) as error:
+            log.warning("unfinished uploads of earlier attempts stay, and may cost money", reason=str(error))
+
+    def _is_of_an_earlier_term(self, key: str) -> bool:
+        """Whether an attempt before this one wrote, or would have written, this object of the run."""
+        found = _TERM.match(key)  # a record's number is a term too: whoever meant to write it came before our fence
+        return found is not None and int(found[1] or found[2]) < (self._checkpoints.term or 0)
 
     def _delete(self, keys: list[str]) -> int:
         for key in keys:
@@ -102,11 +124,4 @@ def verify(checkpoints: CheckpointStore, record: Record, how: Literal["full", "h
     if how == "head":
         check_sizes(checkpoints.objects, record)
         return
-    with tempfile.TemporaryDirectory(prefix="gpt-job-") as folder:
-        fetch(checkpoints.objects, record, Path(folder))
-
-
-def _term(key: str) -> int:
-    """Term in `data/<term>-<attempt>/...`; a key of another form is nobody's to delete."""
-    digits = key.removeprefix("data/").partition("-")[0]
-    return int(digits) if digits.isdigit() else 1 << 62
+    check(checkpoints.objects, record)

@@ -1,6 +1,7 @@
 """Reading a checkpoint back: nothing is used before its bytes have been hashed."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -34,8 +35,15 @@ def fetch(objects: ObjectStore, record: Record, folder: Path, names: Collection[
     check_sizes(objects, record)
     for stored in record.objects:
         if names is None or stored.name in names:
-            _fetch_one(objects, stored, folder / stored.name)
+            _compare(stored, partial(objects.get, target=folder / stored.name))
     return folder
+
+
+def check(objects: ObjectStore, record: Record) -> None:
+    """Read a checkpoint's files and hash them; nothing is kept. Raises Rejected."""
+    check_sizes(objects, record)
+    for stored in record.objects:
+        _compare(stored, objects.digest)
 
 
 def check_sizes(objects: ObjectStore, record: Record) -> None:
@@ -49,9 +57,9 @@ def check_sizes(objects: ObjectStore, record: Record) -> None:
             raise Rejected("size", f"{stored.key} has {size} bytes, the record says {stored.size}")
 
 
-def _fetch_one(objects: ObjectStore, stored: StoredObject, target: Path) -> None:
+def _compare(stored: StoredObject, sha256_of: Callable[[str], str]) -> None:
     try:
-        found = objects.get(stored.key, target)
+        found = sha256_of(stored.key)
     except KeyError:
         raise Rejected("missing", f"{stored.key} is missing") from None
     if found != stored.sha256:

@@ -6,144 +6,175 @@ that breaks off in its body and a conditional write that met another, is repeate
 
 import hashlib
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import boto3.session
-from botocore.config import Config
+import structlog
 from botocore.exceptions import ClientError, IncompleteReadError, ReadTimeoutError, ResponseStreamingError
 from urllib3.exceptions import HTTPError
 
 from job.config import StorageConfig
 from job.errors import ConfigError, JobError, StorageError
 from job.infra.buffers import Joined
-from job.infra.object_store import Content, check_key
+from job.infra.hashing import hashed
+from job.infra.object_store import NO_CONDITIONS, UNSAFE, Content, check_key
+from job.infra.s3_connection import Connection
 from job.infra.s3_errors import code, s3_errors, status
 
 _CHUNK = 1 << 20  # bytes of a body taken at once
+_RANGE = 16 << 20  # most bytes asked for at once: what is read is held in memory until its turn to be hashed
 _MAX_PARTS = 10_000  # of one upload, S3's limit
 _BODY_TRIES = 5
 _CONFLICT_TRIES = 5
 _BROKEN = (IncompleteReadError, ReadTimeoutError, ResponseStreamingError, HTTPError)
 
-
-def connect(config: StorageConfig) -> Any:
-    """A client for S3. Credentials, region, endpoint and CA come from boto3's own chain."""
-    connect_timeout, read_timeout = config.timeouts
-    options = Config(
-        retries={"mode": "standard", "total_max_attempts": 8},
-        connect_timeout=connect_timeout,
-        read_timeout=read_timeout,
-        tcp_keepalive=True,
-        max_pool_connections=config.concurrency + 2,
-        s3={"addressing_style": config.addressing_style},
-        request_checksum_calculation=config.checksums,
-        response_checksum_validation=config.checksums,
-    )
-    try:
-        with s3_errors("connect to S3"):
-            return boto3.session.Session().client("s3", config=options)
-    except ValueError:
-        raise ConfigError("connect to S3: AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL is not a URL") from None
+T = TypeVar("T")
+log = structlog.get_logger(__name__)
 
 
 class S3ObjectStore:
-    """Objects whose keys begin with `prefix` in a bucket."""
+    """Objects whose keys begin with `prefix` in a bucket.
 
-    def __init__(self, client: Any, bucket: str, prefix: str, config: StorageConfig) -> None:
-        self._client = client
+    Args:
+        connection: The way to S3.
+        bucket: Its name.
+        prefix: What stands before every key, without the slash between.
+        config: Part size, concurrency and how objects are kept.
+        single_writer_unsafe: A person's word that nobody else writes: without conditional writes, look and then write.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        bucket: str,
+        prefix: str,
+        config: StorageConfig,
+        single_writer_unsafe: bool = False,
+    ) -> None:
+        self._s3 = connection
         self._bucket = bucket
         self._prefix = f"{prefix}/" if prefix else ""
         self._part_size = config.part_size
         self._concurrency = config.concurrency
         self._as_stored = _stored_as(config)
         self._checksum = {"ChecksumAlgorithm": "CRC32"} if config.checksums == "when_supported" else {}
+        self._single_writer_unsafe = single_writer_unsafe
+        self._has_conditions = True
         self.uri = f"s3://{bucket}/{prefix}".rstrip("/")
 
-    def put(self, key: str, content: Content) -> None:
-        """Store `content` under `key`: in one request, or in parts when it is larger than one."""
+    def put(self, key: str, content: Content) -> str:
+        """Store `content` under `key`, in one request or in parts; returns its SHA-256, in hex."""
         place, body = self._place(key), Joined(content)
-        with self._errors("put", key):
+        with self._errors("put", key), hashed(content) as sha256:
             if body.size <= self._part_size:
-                self._client.put_object(**place, **self._as_stored, Body=body)
+                self._s3.ask("put_object", **place, **self._as_stored, Body=body)
             else:
                 self._put_parts(place, body)
+            return sha256()
 
     def _put_parts(self, place: dict[str, str], body: Joined) -> None:
         size = max(self._part_size, -(-body.size // _MAX_PARTS))
-        started = self._client.create_multipart_upload(**place, **self._as_stored, **self._checksum)
+        started = self._s3.ask("create_multipart_upload", **place, **self._as_stored, **self._checksum)
         upload = {**place, "UploadId": started["UploadId"]}
 
         def send(number: int) -> dict[str, Any]:
             part = body.part((number - 1) * size, number * size)
-            answer = self._client.upload_part(**upload, **self._checksum, PartNumber=number, Body=part)
-            named = {name: answer[name] for name in ("ETag", "ChecksumCRC32") if name in answer}
+            answer = self._s3.ask("upload_part", **upload, **self._checksum, PartNumber=number, Body=part)
+            named: dict[str, Any] = {name: answer[name] for name in ("ETag", "ChecksumCRC32") if name in answer}
             return {"PartNumber": number, **named}
 
         try:
             with _threads(self._concurrency) as pool:
                 parts = list(pool.map(send, range(1, -(-body.size // size) + 1)))
-            self._client.complete_multipart_upload(**upload, MultipartUpload={"Parts": parts})
+            self._s3.ask_patiently("complete_multipart_upload", **upload, MultipartUpload={"Parts": parts})
         except BaseException:
             with suppress(JobError, KeyError), s3_errors("abort"):
-                self._client.abort_multipart_upload(**upload)
+                self._s3.ask("abort_multipart_upload", **upload)
             raise
 
     def create(self, key: str, content: bytes) -> bool:
         """Store `content` only if `key` does not exist; False when it does, which may be our own lost write.
 
         Raises:
-            ConfigError: The store lacks conditional writes.
+            ConfigError: The store lacks conditional writes, and nobody gave their word that there is one writer.
         """
         place = self._place(key)
         for attempt in range(_CONFLICT_TRIES):
             with self._errors("create", key):
+                if not self._has_conditions:
+                    return self._look_then_put(place, content)
                 try:
-                    self._client.put_object(**place, **self._as_stored, Body=content, IfNoneMatch="*")
+                    self._s3.ask("put_object", **place, **self._as_stored, Body=content, IfNoneMatch="*")
                     return True
                 except ClientError as error:
                     if status(error) == 412:
                         return False
                     if status(error) == 501 or code(error) == "NotImplemented":
-                        raise ConfigError(
-                            f"{self.uri}: the store lacks conditional writes (If-None-Match: *), so two jobs could "
-                            "overwrite each other; use another store"
-                        ) from error
-                    if status(error) != 409:
+                        self._do_without_conditions(error)
+                    elif status(error) != 409:
                         raise
             time.sleep(0.1 * 2**attempt)
         raise StorageError(f"create {self.uri}/{key}: {_CONFLICT_TRIES} writes in a row met another one")
+
+    def _do_without_conditions(self, error: ClientError) -> None:
+        if not self._single_writer_unsafe:
+            raise ConfigError(f"{self.uri}: {NO_CONDITIONS} (If-None-Match: *)") from error
+        self._has_conditions = False
+        log.warning(UNSAFE, run_uri=self.uri)
+
+    def _look_then_put(self, place: dict[str, str], content: bytes) -> bool:
+        with suppress(KeyError), s3_errors("look"):
+            self._head(place)
+            return False
+        self._s3.ask("put_object", **place, **self._as_stored, Body=content)
+        return True
 
     def get(self, key: str, target: Path) -> str:
         """Write the object to the file `target`, in parts; returns the SHA-256, in hex, of the bytes that arrived."""
         place = self._place(key)
 
-        def fetch(span: range) -> range:
+        def keep(span: range, content: bytearray) -> None:
             with target.open("r+b") as file:
                 file.seek(span.start)
-                file.writelines(self._body(place, span, etag))
-            return span
+                file.write(content)
 
-        digest = hashlib.sha256()
         with s3_errors(f"get {self.uri}/{key} into {target}"):
             head = self._head(place)
-            size, etag = int(head["ContentLength"]), head["ETag"]
             with target.open("wb") as file:
-                file.truncate(size)
-            spans = [range(at, min(at + self._part_size, size)) for at in range(0, size, self._part_size)]
-            with _threads(self._concurrency) as pool:
-                for span in pool.map(fetch, spans):
-                    _hash(target, span, digest)
+                file.truncate(int(head["ContentLength"]))
+            return self._read_parts(place, head, keep)
+
+    def digest(self, key: str) -> str:
+        """The SHA-256, in hex, of the object's bytes, read in parts and kept nowhere."""
+        place = self._place(key)
+        with self._errors("digest of", key):
+            return self._read_parts(place, self._head(place), lambda span, content: None)
+
+    def _read_parts(self, place: dict[str, str], head: dict[str, Any], keep: Callable[[range, bytearray], None]) -> str:
+        """Fetch an object in parts, several at once, each given to `keep` in its thread; returns the SHA-256."""
+        size, step = int(head["ContentLength"]), min(self._part_size, _RANGE)
+
+        def fetch(span: range) -> bytearray:
+            content = self._body(place, span, head["ETag"])
+            keep(span, content)
+            return content
+
+        spans = [range(at, min(at + step, size)) for at in range(0, size, step)]
+        digest = hashlib.sha256()
+        with _threads(self._concurrency) as pool:
+            for content in _in_order(pool, fetch, spans, ahead=self._concurrency + 1):
+                digest.update(content)
         return digest.hexdigest()
 
     def read(self, key: str) -> bytes:
         """The object whole."""
         place = self._place(key)
         with self._errors("read", key):
-            return b"".join(self._body(place))
+            return bytes(self._body(place))
 
     def size(self, key: str) -> int:
         """Bytes of the object."""
@@ -154,10 +185,9 @@ class S3ObjectStore:
     def keys(self, prefix: str) -> list[str]:
         """Every key that starts with `prefix`, sorted; without the folder markers that consoles make."""
         with self._errors("list", prefix):
-            pages = self._client.get_paginator("list_objects_v2")
             found = [
                 entry["Key"].removeprefix(self._prefix)
-                for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix + prefix)
+                for page in self._pages("list_objects_v2", prefix, ContinuationToken="NextContinuationToken")
                 for entry in page.get("Contents", [])
             ]
         return sorted(key for key in found if key and not key.endswith("/"))
@@ -166,7 +196,44 @@ class S3ObjectStore:
         """Remove the object; no error when it is already gone."""
         place = self._place(key)
         with suppress(KeyError), self._errors("delete", key):
-            self._client.delete_object(**place)
+            self._s3.ask("delete_object", **place)
+
+    def unfinished(self, prefix: str) -> list[str]:
+        """Keys below `prefix` with multipart uploads that were neither completed nor aborted, sorted."""
+        with self._errors("list unfinished uploads of", prefix):
+            return sorted({upload["Key"].removeprefix(self._prefix) for upload in self._uploads(prefix)})
+
+    def abandon(self, key: str) -> None:
+        """Abort every multipart upload of `key` that is not completed, and free the parts it left."""
+        place = self._place(key)
+        with self._errors("abandon", key):
+            for upload in self._uploads(key):
+                if upload["Key"] == place["Key"]:
+                    self._abort({**place, "UploadId": upload["UploadId"]})
+
+    def _abort(self, upload: dict[str, str]) -> None:
+        try:
+            self._s3.ask("abort_multipart_upload", **upload)
+        except ClientError as error:
+            if code(error) != "NoSuchUpload":
+                raise
+
+    def _uploads(self, prefix: str) -> list[dict[str, Any]]:
+        markers = {"KeyMarker": "NextKeyMarker", "UploadIdMarker": "NextUploadIdMarker"}
+        pages = self._pages("list_multipart_uploads", prefix, **markers)
+        return [upload for page in pages for upload in page.get("Uploads", [])]
+
+    def _pages(self, verb: str, prefix: str, **markers: str) -> Iterator[dict[str, Any]]:
+        """Every page of a listing; `markers` names what a request takes over from the answer before it."""
+        after: dict[str, str] = {}
+        while True:
+            page = self._s3.ask(verb, Bucket=self._bucket, Prefix=self._prefix + prefix, **after)
+            yield page
+            if not page.get("IsTruncated"):
+                return
+            after = {name: page[next_name] for name, next_name in markers.items() if page.get(next_name)}
+            if not after:
+                raise StorageError(f"{verb} of {self.uri}/{prefix}: a page says that there are more, but not where")
 
     def _place(self, key: str) -> dict[str, str]:
         return {"Bucket": self._bucket, "Key": self._prefix + check_key(key)}
@@ -177,30 +244,38 @@ class S3ObjectStore:
     def _head(self, place: dict[str, str]) -> dict[str, Any]:
         """Size and ETag, among others."""
         try:
-            answer: dict[str, Any] = self._client.head_object(**place)
+            return self._s3.ask("head_object", **place)
         except ClientError as error:
-            if status(error) == 404:  # which of the two is missing, object or bucket, only the answer to a GET says
-                self._client.get_object(**place, Range="bytes=0-0")["Body"].close()
-            raise
-        return answer
+            if status(error) not in {400, 403, 404}:
+                raise
+        with self._s3.watching():  # an answer to HEAD has no body to say what is missing or refused; one to GET does
+            with _no_such_range():
+                self._s3.ask("get_object", **place, Range="bytes=0-0")["Body"].close()
+            return self._s3.ask("head_object", **place)
 
-    def _body(self, place: dict[str, str], span: range | None = None, etag: str | None = None) -> Iterator[bytes]:
-        """The object's bytes, or those of `span`, as they arrive; what breaks off is continued where it broke."""
+    def _body(self, place: dict[str, str], span: range | None = None, etag: str | None = None) -> bytearray:
+        """The object's bytes, or those of `span`; what breaks off is continued where it broke."""
         at, stop = (span.start, span.stop) if span else (0, None)
-        for _ in range(_BODY_TRIES):
-            part = {} if stop is None else {"Range": f"bytes={at}-{stop - 1}"}
-            same = {} if etag is None else {"IfMatch": etag}
-            answer = self._client.get_object(**place, **part, **same)
-            length, etag = int(answer["ContentLength"]), answer["ETag"]
-            stop = at + length if stop is None else stop
-            if at + length != stop:
-                raise StorageError(f"{self.uri}: asked for {stop - at} bytes of {place['Key']}, promised {length}")
-            with suppress(*_BROKEN), closing(answer["Body"]) as body:
-                for chunk in body.iter_chunks(_CHUNK):
-                    yield chunk
-                    at += len(chunk)
-            if at == stop:
-                return
+        content = bytearray(len(span) if span else 0)
+        with self._s3.watching() as watch:
+            for _ in range(_BODY_TRIES):
+                part = {} if stop is None else {"Range": f"bytes={at}-{stop - 1}"}
+                same = {} if etag is None else {"IfMatch": etag}
+                answer = self._s3.ask("get_object", **place, **part, **same)
+                length, etag = int(answer["ContentLength"]), answer["ETag"]
+                if stop is None:
+                    stop, content = length, bytearray(length)
+                if at + length != stop:
+                    raise StorageError(f"{self.uri}: asked for {stop - at} bytes of {place['Key']}, promised {length}")
+                with suppress(*_BROKEN), closing(answer["Body"]) as body:
+                    for chunk in body.iter_chunks(_CHUNK):
+                        begin = at - stop + len(content)
+                        content[begin : begin + len(chunk)] = chunk
+                        at += len(chunk)
+                        self._s3.moved()
+                if at == stop:
+                    return content
+                watch.give_up()
         raise StorageError(f"{self.uri}: {place['Key']} broke off {_BODY_TRIES} times, at last at byte {at} of {stop}")
 
 
@@ -219,12 +294,25 @@ def _stored_as(config: StorageConfig) -> dict[str, str]:
     raise ConfigError(f"storage.encryption={config.encryption!r} must be AES256, aws:kms or aws:kms:KEY-ID")
 
 
-def _hash(path: Path, span: range, digest: "hashlib._Hash") -> None:
-    """Feed the bytes `span` of a file to `digest`."""
-    with path.open("rb") as file:
-        file.seek(span.start)
-        for at in span[::_CHUNK]:
-            digest.update(file.read(min(_CHUNK, span.stop - at)))
+@contextmanager
+def _no_such_range() -> Iterator[None]:
+    """Let pass that an empty object has no first byte."""
+    try:
+        yield
+    except ClientError as error:
+        if status(error) != 416:
+            raise
+
+
+def _in_order(pool: ThreadPoolExecutor, call: Callable[[range], T], spans: Sequence[range], ahead: int) -> Iterator[T]:
+    """What `call` makes of each span, in their order; at most `ahead` are under way or wait for their turn."""
+    waiting: deque[Future[T]] = deque()
+    for span in spans:
+        if len(waiting) == ahead:
+            yield waiting.popleft().result()
+        waiting.append(pool.submit(call, span))
+    while waiting:
+        yield waiting.popleft().result()
 
 
 @contextmanager

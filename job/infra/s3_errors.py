@@ -25,6 +25,7 @@ from job.infra.object_store import folder_errors
 
 _REFUSED = {"AuthorizationHeaderMalformed", "InvalidIdentityToken", "InvalidToken"}  # refusals that come as 400
 _PASSING = {"ExpiredToken", "ExpiredTokenException", "RequestTimeTooSkewed"}  # refused now; a fresh start may do
+_STALE = _PASSING - {"RequestTimeTooSkewed"} | {"InvalidToken", "InvalidTokenId", "TokenRefreshRequired"}
 _WRONG_KEY = {"InvalidAccessKeyId", "InvalidIdentityToken", "InvalidToken", "SignatureDoesNotMatch"}
 _NO_CREDENTIALS = (NoCredentialsError, PartialCredentialsError, ProfileNotFound, SSOError)
 _SETTINGS = (ConfigParseError, InvalidConfigError, ParamValidationError, ValidationError)
@@ -63,6 +64,13 @@ def code(error: ClientError) -> str:
 def status(error: ClientError) -> int:
     """The answer's HTTP status; 0 when there is none."""
     return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def stale_credentials(error: ClientError) -> bool:
+    """Whether S3 (not the service that gives credentials) says that these were good once, or are known no more."""
+    if error.operation_name.startswith("AssumeRole"):
+        return False
+    return code(error) in _STALE
 
 
 def _answer(action: str, error: ClientError) -> JobError:

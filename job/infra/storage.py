@@ -1,5 +1,6 @@
 """From a URI to the object store it names."""
 
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -8,18 +9,29 @@ from job.errors import ConfigError
 from job.infra.object_store import DirectoryObjectStore, ObjectStore
 
 
-def open_store(uri: str, config: StorageConfig) -> ObjectStore:
+def open_store(
+    uri: str, config: StorageConfig, moved: Callable[[], None] = lambda: None, single_writer_unsafe: bool = False
+) -> ObjectStore:
     """The store that `uri` names. Nothing is read or written yet.
+
+    Args:
+        uri: A folder, `file:///FOLDER` or `s3://BUCKET/PREFIX`.
+        config: Settings of the store.
+        moved: Called whenever bytes moved, from any thread; must not raise.
+        single_writer_unsafe: A person's word that nobody else writes: a store without conditional writes will do.
 
     Raises:
         ConfigError: No store that this job knows has such a URI, or a setting does not fit it.
     """
     if (folder := local_folder(uri)) is not None:
-        return DirectoryObjectStore(folder, uri)
+        return DirectoryObjectStore(folder, uri, moved, single_writer_unsafe)
     scheme, _, rest = uri.partition(":/")
     bucket, _, prefix = rest.removeprefix("/").partition("/")
     if scheme == "s3" and rest.startswith("/") and bucket:
-        return _open_bucket(bucket, prefix.strip("/"), config)
+        from job.infra.s3 import S3ObjectStore  # noqa: PLC0415 - boto3 loads only when there is a bucket
+        from job.infra.s3_connection import connect  # noqa: PLC0415
+
+        return S3ObjectStore(connect(config, moved), bucket, prefix.strip("/"), config, single_writer_unsafe)
     raise ConfigError(f"{uri} names no store: s3://BUCKET/PREFIX, file:///FOLDER and folders are supported")
 
 
@@ -29,9 +41,3 @@ def local_folder(uri: str) -> Path | None:
     if not slash or "/" in scheme:
         return Path(uri).expanduser()
     return Path(unquote(rest[1:])) if scheme == "file" and rest.startswith("//") else None
-
-
-def _open_bucket(bucket: str, prefix: str, config: StorageConfig) -> ObjectStore:
-    from job.infra.s3 import S3ObjectStore, connect  # noqa: PLC0415 - boto3 loads only when there is a bucket
-
-    return S3ObjectStore(connect(config), bucket, prefix, config)

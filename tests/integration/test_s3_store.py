@@ -11,7 +11,8 @@ from botocore.awsrequest import AWSResponse
 
 from job.config import StorageConfig
 from job.errors import AccessError, ConfigError, NotFoundError, StorageError
-from job.infra.s3 import S3ObjectStore, connect
+from job.infra.s3 import S3ObjectStore
+from job.infra.s3_connection import connect
 from job.infra.storage import open_store
 from tests.contract.object_store_contract import ObjectStoreContract
 
@@ -32,18 +33,24 @@ def no_waiting(monkeypatch):
 
 
 @pytest.fixture
-def client(s3_environment):
+def connection(s3_environment):
     return connect(CONFIG)
 
 
 @pytest.fixture
-def store(s3_environment, client):
-    return store_at(s3_environment.fresh_uri(), client)
+def client(connection):
+    return connection.client
 
 
-def store_at(uri, client, **settings):
-    """A store that talks through `client`."""
-    return S3ObjectStore(client, *uri.removeprefix("s3://").split("/"), dataclasses.replace(CONFIG, **settings))
+@pytest.fixture
+def store(s3_environment, connection):
+    return store_at(s3_environment.fresh_uri(), connection)
+
+
+def store_at(uri, connection, single_writer_unsafe=False, **settings):
+    """A store that talks through `connection`."""
+    bucket, prefix = uri.removeprefix("s3://").split("/")
+    return S3ObjectStore(connection, bucket, prefix, dataclasses.replace(CONFIG, **settings), single_writer_unsafe)
 
 
 def answer(client, operation, *answers):
@@ -233,13 +240,13 @@ def test_page_that_is_not_from_s3(client, store):
 
 
 @pytest.mark.parametrize("arrived", [0, 1, 5_000_000])
-def test_body_that_breaks_off(client, store, tmp_path, arrived):
+def test_body_that_breaks_off(connection, client, store, tmp_path, arrived):
     """An answer that ends early is continued where it broke."""
     store.put("large", [LARGE])
     etag = client.head_object(Bucket="runs", Key=store.uri.rpartition("/")[2] + "/large")["ETag"]
     broken = _response(206, LARGE[:arrived], **{"Content-Length": str(5 << 20), "ETag": etag})
     answer(client, "GetObject", broken)
-    store_at(store.uri, client, concurrency=1).get("large", tmp_path / "out")
+    store_at(store.uri, connection, concurrency=1).get("large", tmp_path / "out")
 
     assert (tmp_path / "out").read_bytes() == LARGE
 
@@ -282,7 +289,7 @@ KMS_KEY = "arn:aws:kms:eu-central-1:111122223333:key/k"
         ({"storage_class": "STANDARD_IA"}, {"StorageClass": "STANDARD_IA"}),
     ],
 )
-def test_how_objects_are_kept(client, setting, sent):
+def test_how_objects_are_kept(connection, client, setting, sent):
     """Encryption and storage class are asked for with every object, whichever way it is written, and only if set."""
     asked = []
 
@@ -292,7 +299,7 @@ def test_how_objects_are_kept(client, setting, sent):
 
     for operation in ("PutObject", "CreateMultipartUpload"):
         client.meta.events.register(f"provide-client-params.s3.{operation}", stop_there)
-    store = S3ObjectStore(client, "runs", "run", dataclasses.replace(CONFIG, **setting))
+    store = S3ObjectStore(connection, "runs", "run", dataclasses.replace(CONFIG, **setting))
     for write in (lambda: store.put("a", [b"abc"]), lambda: store.put("a", [LARGE]), lambda: store.create("a", b"abc")):
         with pytest.raises(StorageError, match="asked"):
             write()
@@ -300,10 +307,10 @@ def test_how_objects_are_kept(client, setting, sent):
     assert asked == [sent] * 3
 
 
-def test_unknown_encryption(client):
+def test_unknown_encryption(connection):
     """An encryption that S3 does not have is ConfigError before anything is written."""
     with pytest.raises(ConfigError, match=r"storage\.encryption='rot13'"):
-        S3ObjectStore(client, "runs", "run", dataclasses.replace(CONFIG, encryption="rot13"))
+        S3ObjectStore(connection, "runs", "run", dataclasses.replace(CONFIG, encryption="rot13"))
 
 
 @pytest.mark.parametrize("key", ["../other/a", "/a", "a//b", ""])

@@ -1,0 +1,37 @@
+"""Hashing beside other work: hashlib lets go of the interpreter, so a second core does it."""
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+_STRIDE = 8 << 20  # bytes between two looks whether the work has failed
+
+
+@contextmanager
+def hashed(content: Sequence[bytes | memoryview]) -> Iterator[Callable[[], str]]:
+    """Hash `content` while the block stores it; inside, the yielded function waits for the SHA-256, in hex.
+
+    The pieces are host memory that nobody changes, so those that are hashed are those that are stored: reading them
+    twice costs memory bandwidth, hashing them first would cost the time.
+    """
+    failed = threading.Event()
+    with ThreadPoolExecutor(1, "sha256") as pool:
+        hashing = pool.submit(_hash, content, failed)
+        try:
+            yield hashing.result
+        except BaseException:
+            failed.set()
+            raise
+
+
+def _hash(content: Sequence[bytes | memoryview], failed: threading.Event) -> str:
+    digest = hashlib.sha256()
+    for piece in content:
+        view = memoryview(piece).cast("B")
+        for at in range(0, len(view), _STRIDE):
+            if failed.is_set():
+                return ""
+            digest.update(view[at : at + _STRIDE])
+    return digest.hexdigest()
