@@ -5,10 +5,11 @@ that breaks off in its body and a conditional write that met another, is repeate
 """
 
 import hashlib
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,6 +33,7 @@ _BODY_TRIES = 5
 _CONFLICT_TRIES = 5
 _BROKEN = (IncompleteReadError, ReadTimeoutError, ResponseStreamingError, HTTPError)
 
+S = TypeVar("S")
 T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
@@ -88,8 +90,9 @@ class S3ObjectStore:
             return {"PartNumber": number, **named}
 
         try:
-            with _threads(self._concurrency) as pool:
-                parts = list(pool.map(send, range(1, -(-body.size // size) + 1)))
+            numbers = range(1, -(-body.size // size) + 1)
+            with closing(_in_order(send, numbers, self._concurrency, ahead=len(numbers))) as sent:
+                parts = list(sent)
             self._s3.ask_patiently("complete_multipart_upload", **upload, MultipartUpload={"Parts": parts})
         except BaseException:
             with suppress(JobError, KeyError), s3_errors("abort"):
@@ -165,8 +168,8 @@ class S3ObjectStore:
 
         spans = [range(at, min(at + step, size)) for at in range(0, size, step)]
         digest = hashlib.sha256()
-        with _threads(self._concurrency) as pool:
-            for content in _in_order(pool, fetch, spans, ahead=self._concurrency + 1):
+        with closing(_in_order(fetch, spans, self._concurrency, ahead=self._concurrency + 1)) as contents:
+            for content in contents:
                 digest.update(content)
         return digest.hexdigest()
 
@@ -304,22 +307,30 @@ def _no_such_range() -> Iterator[None]:
             raise
 
 
-def _in_order(pool: ThreadPoolExecutor, call: Callable[[range], T], spans: Sequence[range], ahead: int) -> Iterator[T]:
-    """What `call` makes of each span, in their order; at most `ahead` are under way or wait for their turn."""
-    waiting: deque[Future[T]] = deque()
-    for span in spans:
-        if len(waiting) == ahead:
-            yield waiting.popleft().result()
-        waiting.append(pool.submit(call, span))
-    while waiting:
-        yield waiting.popleft().result()
+def _in_order(call: Callable[[S], T], parts: Sequence[S], threads: int, ahead: int) -> Generator[T, None, None]:
+    """What `call` makes of each part, in their order; at most `ahead` are under way or wait for their turn.
 
+    After a failure no part is begun any more, and those under way are waited for.
+    """
+    over, waiting = threading.Event(), deque[Future[T]]()
 
-@contextmanager
-def _threads(count: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads for the parts of an object; after a failure nothing new begins, and what has begun is waited for."""
-    pool = ThreadPoolExecutor(count, thread_name_prefix="s3")
+    def unless_over(part: S) -> T:
+        if over.is_set():
+            raise CancelledError
+        try:
+            return call(part)
+        except BaseException:
+            over.set()
+            raise
+
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="s3")
     try:
-        yield pool
+        for part in parts:
+            if len(waiting) == ahead:
+                yield waiting.popleft().result()
+            waiting.append(pool.submit(unless_over, part))
+        while waiting:
+            yield waiting.popleft().result()
     finally:
+        over.set()
         pool.shutdown(cancel_futures=True)

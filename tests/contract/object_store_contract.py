@@ -9,7 +9,11 @@ import pytest
 
 
 class ObjectStoreContract:
-    """What any ObjectStore must do. Subclasses provide the `store` fixture: empty, and with parts of 5 MiB if any."""
+    """What any ObjectStore must do.
+
+    Subclasses provide the `store` fixture: empty, and with parts of 5 MiB if any; and `cut_write`, which begins
+    to write an object of two parts and never ends, as a process that was killed does.
+    """
 
     def test_get_returns_what_put_stored(self, store, tmp_path):
         """An object comes back byte for byte."""
@@ -39,6 +43,29 @@ class ObjectStoreContract:
         store.put("a", [b"abc"])
 
         assert store.get("a", tmp_path / "out") == hashlib.sha256(b"abc").hexdigest()
+
+    @pytest.mark.parametrize("size", [0, 3, (16 << 20) + 1])
+    def test_put_returns_the_hash(self, store, size):
+        """`put` returns the SHA-256 of what it stored, of one piece or several, of one part or several."""
+        content = random.Random(0).randbytes(size)
+        view = memoryview(content)
+
+        assert store.put("a", [view[:2], view[2:]]) == hashlib.sha256(content).hexdigest()
+
+    @pytest.mark.parametrize("size", [0, 3, (16 << 20) + 1])
+    def test_digest(self, store, size):
+        """`digest` is the SHA-256 of what is stored, in one part or several."""
+        content = random.Random(0).randbytes(size)
+        store.put("a", [content])
+
+        assert store.digest("a") == hashlib.sha256(content).hexdigest()
+
+    def test_digest_is_of_what_is_there(self, store):
+        """`digest` reads: it does not repeat what `put` said."""
+        store.put("a", [b"abc"])
+        store.put("a", [b"abd"])
+
+        assert store.digest("a") == hashlib.sha256(b"abd").hexdigest()
 
     def test_get_replaces_the_target(self, store, tmp_path):
         """A longer file that was there before leaves nothing behind."""
@@ -109,7 +136,7 @@ class ObjectStoreContract:
     def test_missing_object(self, store, tmp_path):
         """Reading an absent key in any way raises KeyError and leaves no file."""
         store.put("a/b", [b"a neighbour"])
-        for read in (lambda key: store.get(key, tmp_path / "out"), store.read, store.size):
+        for read in (lambda key: store.get(key, tmp_path / "out"), store.digest, store.read, store.size):
             for key in ("nope", "a", "a/c", "nope/nope"):
                 with pytest.raises(KeyError):
                     read(key)
@@ -192,3 +219,44 @@ class ObjectStoreContract:
             list(pool.map(come_and_go, range(4)))
 
         assert store.keys("") == []
+
+    def test_nothing_is_unfinished(self, store):
+        """Writes that ended, well or refused, leave nothing unfinished; nor does a store that was never written to."""
+        assert store.unfinished("") == []
+        store.put("a", [bytes(11 << 20)])
+        store.create("log/1", b"first")
+        store.create("log/1", b"second")
+
+        assert store.unfinished("") == store.unfinished("log/") == []
+
+    def test_cut_writes_are_found(self, store, cut_write):
+        """A write that began and never ended is no object, and is found by its key, once, sorted, by prefix."""
+        for key in ("data/2/b", "data/1/a", "data/1/a", "run.json"):
+            cut_write(key)
+
+        assert store.keys("") == []
+        assert store.unfinished("") == ["data/1/a", "data/2/b", "run.json"]
+        assert store.unfinished("data/") == ["data/1/a", "data/2/b"]
+        assert store.unfinished("data/1/a") == ["data/1/a"]
+        assert store.unfinished("nope/") == []
+
+    def test_cut_writes_are_abandoned(self, store, cut_write):
+        """Abandoning frees every cut write of a key, and touches neither its neighbours nor the object itself."""
+        store.put("data/1/a", [b"whole"])
+        for key in ("data/1/a", "data/1/a", "data/1/ab", "data/2/c"):
+            cut_write(key)
+        store.abandon("data/1/a")
+
+        assert store.unfinished("") == ["data/1/ab", "data/2/c"]
+        assert store.read("data/1/a") == b"whole"
+
+    def test_abandon_twice(self, store, cut_write):
+        """Abandoning what is not there is no error, and the key can be written again."""
+        cut_write("data/1/a")
+        store.abandon("data/1/a")
+        store.abandon("data/1/a")
+        store.abandon("never/was")
+        store.put("data/1/a", [b"abc"])
+
+        assert store.unfinished("") == []
+        assert store.read("data/1/a") == b"abc"

@@ -10,3 +10,8 @@ class TestMemoryObjectStore(ObjectStoreContract):
     @pytest.fixture
     def store(self):
         return MemoryObjectStore()
+
+    @pytest.fixture
+    def cut_write(self, store):
+        """What the protocol's tests say to have been cut."""
+        return store.begun.add

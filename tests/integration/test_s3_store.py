@@ -25,6 +25,18 @@ class TestS3ObjectStore(ObjectStoreContract):
     def store(self, s3_environment):
         return open_store(s3_environment.fresh_uri(), CONFIG)
 
+    @pytest.fixture
+    def cut_write(self, s3_environment, store):
+        """A multipart upload of which one part arrives."""
+        client, (bucket, prefix) = s3_environment.client(), store.uri.removeprefix("s3://").split("/")
+
+        def cut(key):
+            place = {"Bucket": bucket, "Key": f"{prefix}/{key}"}
+            upload = client.create_multipart_upload(**place)["UploadId"]
+            client.upload_part(**place, UploadId=upload, PartNumber=1, Body=LARGE[: 5 << 20])
+
+        return cut
+
 
 @pytest.fixture
 def no_waiting(monkeypatch):
@@ -85,6 +97,9 @@ VERBS = [
     lambda store, target: store.size("a"),
     lambda store, target: store.keys(""),
     lambda store, target: store.delete("a"),
+    lambda store, target: store.digest("a"),
+    lambda store, target: store.unfinished(""),
+    lambda store, target: store.abandon("a"),
 ]
 
 

@@ -1,0 +1,148 @@
+"""Transfers that stand still are noticed in time, tried again within bounds, and leave no thread behind."""
+
+import itertools
+import os
+import random
+import threading
+import time
+
+import pytest
+
+from job.config import StorageConfig
+from job.errors import StorageError
+from job.infra.storage import open_store
+from job.infra.watchdog import TRIES
+from tests.local_s3 import LocalS3, Plan, Stall
+
+STALL = 0.5  # seconds
+CONFIG = StorageConfig(
+    addressing_style="path", part_size=5 << 20, concurrency=2, timeouts=(30, 30), stall_seconds=STALL
+)
+LARGE = random.Random(0).randbytes((20 << 20) + 1)  # five parts, each more than what the kernel buffers
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """A server that has the large object, and boto3's variables pointing at it."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    with LocalS3() as server:
+        for name, value in server.environ.items():
+            monkeypatch.setenv(name, value)
+        server.objects["/runs/run/large"] = LARGE
+        yield server
+
+
+@pytest.fixture
+def no_pauses(monkeypatch):
+    """botocore's pauses between attempts are short, so that only stalls take time."""
+    sleep = time.sleep
+    monkeypatch.setattr("botocore.endpoint.time.sleep", lambda seconds: sleep(min(seconds, 0.01)))
+
+
+VERBS = {
+    "put": lambda store, target: store.put("new", [b"abc" * 10_000_000]),
+    "get": lambda store, target: store.get("large", target),
+    "read": lambda store, target: store.read("large"),
+    "digest": lambda store, target: store.digest("large"),
+    "size": lambda store, target: store.size("large"),
+    "delete": lambda store, target: store.delete("large"),
+}
+STALLS = [
+    ("put", Stall("UploadPart", "unread")),
+    ("put", Stall("UploadPart", "unanswered")),
+    ("put", Stall("CreateMultipartUpload", "unanswered")),
+    ("get", Stall("GetObject", "unanswered")),
+    ("get", Stall("GetObject", "halfway")),
+    ("digest", Stall("GetObject", "halfway")),
+    ("read", Stall("GetObject", "halfway")),
+    ("size", Stall("HeadObject", "unanswered")),
+    ("delete", Stall("DeleteObject", "unanswered")),
+]
+
+
+def named(case):
+    return case if isinstance(case, str) else f"{case.operation} {case.when}"
+
+
+@pytest.mark.parametrize(("verb", "stall"), STALLS, ids=named)
+def test_a_part_that_stood_still_is_tried_again(server, no_pauses, tmp_path, verb, stall):
+    """One stall costs at most one and a half times the patience, and the operation succeeds."""
+    server.plan = Plan([Stall(stall.operation, stall.when, count=1)])
+    started = time.monotonic()
+    VERBS[verb](open_store("s3://runs/run", CONFIG), tmp_path / "out")
+
+    assert STALL <= time.monotonic() - started < 1.5 * STALL + 1  # a second for the rest of the work
+
+
+@pytest.mark.parametrize(("verb", "stall"), STALLS[::2], ids=named)
+def test_a_store_that_stands_still_for_good(server, no_pauses, tmp_path, verb, stall):
+    """A part is given up after some stalls in a row: StorageError, in bounded time, and no thread is left."""
+    server.plan = Plan([stall])
+    started = time.monotonic()
+    with pytest.raises(StorageError, match=f"stood still {TRIES} times"):
+        VERBS[verb](open_store("s3://runs/run", CONFIG), tmp_path / "out")
+
+    assert time.monotonic() - started < TRIES * 1.5 * STALL + 2
+    assert {thread.name.split("_")[0] for thread in own_threads()} <= {"watchdog"}
+    assert_watchdogs_end()
+
+
+def own_threads():
+    return [thread for thread in threading.enumerate() if thread.name.startswith(("s3", "sha256", "watchdog"))]
+
+
+def assert_watchdogs_end():
+    for thread in own_threads():
+        thread.join(2)
+
+    assert own_threads() == []
+
+
+def test_no_thread_outlives_a_transfer(server, tmp_path):
+    """After a transfer that went well nothing keeps running."""
+    open_store("s3://runs/run", CONFIG).get("large", tmp_path / "out")
+
+    assert_watchdogs_end()
+
+
+def test_slow_is_not_stalled(server, tmp_path):
+    """A byte now and then is progress: a download that takes longer than the patience is left alone."""
+    server.objects["/runs/run/slow"] = b"0123456789"
+    server.plan = Plan(drip=STALL / 4)
+    started = time.monotonic()
+    digest = open_store("s3://runs/run", CONFIG).get("slow", tmp_path / "out")
+
+    assert time.monotonic() - started > 1.5 * STALL
+    assert (tmp_path / "out").read_bytes() == b"0123456789"
+    assert digest == open_store("s3://runs/run", CONFIG).digest("slow")
+    assert server.counted()["GetObject"] == 2
+
+
+def test_a_slow_reader_is_not_stalled(server, tmp_path):
+    """Time that passes between two requests, on our side, is no stall of the server's."""
+    store = open_store("s3://runs/run", CONFIG)
+    store.get("large", tmp_path / "out")
+    time.sleep(1.5 * STALL)
+    store.get("large", tmp_path / "out")
+
+    assert server.counted()["GetObject"] == 10
+
+
+def test_movement_is_told(server, tmp_path):
+    """Uploads and downloads tell that bytes move, a dripping one too, so that health follows them."""
+    told = []
+    server.objects["/runs/run/slow"] = b"0123456789"
+    store = open_store("s3://runs/run", CONFIG, lambda: told.append(time.monotonic()))
+    store.put("new", [LARGE])
+    sent = len(told)
+    store.get("large", tmp_path / "out")
+    received = len(told) - sent
+    server.plan = Plan(drip=STALL / 4)
+    started = time.monotonic()
+    store.read("slow")
+    pauses = [after - before for before, after in itertools.pairwise([started, *told[sent + received :]])]
+
+    assert sent >= 5
+    assert received >= 5
+    assert max(pauses) < STALL
