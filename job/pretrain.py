@@ -63,7 +63,7 @@ def pretrain(
         stop.check()
 
     with _endpoint(config, metrics, pulse) as ready, tempfile.TemporaryDirectory(prefix="gpt-job-") as scratch:
-        checkpoints = CheckpointStore(open_store(config.run_uri, config.storage))
+        checkpoints = CheckpointStore(open_store(config.run_uri, config.storage, pulse.beat, single_writer_unsafe))
         newest = _newest(checkpoints, restart_from_scratch)
         if newest:
             _require_same(resolved, newest, identity(config))

@@ -229,7 +229,7 @@ class DirectoryObjectStore:
     def abandon(self, key: str) -> None:
         """Remove the half-written files beside `key`; a writer that is still at it will fail."""
         path = self._path(key)
-        with folder_errors(f"abandon {path}"), suppress(FileNotFoundError, NotADirectoryError):
+        with folder_errors(f"abandon {path}"), suppress(FileNotFoundError):
             for beside in path.parent.iterdir():
                 if (match := _PARTIAL.fullmatch(beside.name)) and match[1] == path.name:
                     beside.unlink(missing_ok=True)

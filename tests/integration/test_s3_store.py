@@ -8,9 +8,12 @@ import socket
 import pytest
 import urllib3
 from botocore.awsrequest import AWSResponse
+from structlog.testing import capture_logs
 
+from job.checkpoint.probe import probe
 from job.config import StorageConfig
 from job.errors import AccessError, ConfigError, NotFoundError, StorageError
+from job.infra.object_store import UNSAFE
 from job.infra.s3 import S3ObjectStore
 from job.infra.s3_connection import connect
 from job.infra.storage import open_store
@@ -127,15 +130,20 @@ def test_whole_bucket(s3_environment, client):
     assert store.keys("") == ["a/b"]
 
 
-def test_checksums_when_required(s3_environment, tmp_path):
-    """A store that takes no checksums gets none, and objects of one part or several come back."""
-    store = open_store(s3_environment.fresh_uri(), dataclasses.replace(CONFIG, checksums="when_required"))
+@pytest.mark.parametrize(("mode", "sent"), [("when_supported", True), ("when_required", False)])
+def test_checksum_modes(s3_environment, tmp_path, mode, sent):
+    """Objects of one part or several come back in both modes; checksums travel in one and not in the other."""
+    connection = connect(dataclasses.replace(CONFIG, checksums=mode))
+    headers = []
+    connection.client.meta.events.register("before-send.s3", lambda request, **_: headers.append(dict(request.headers)))
+    store = store_at(s3_environment.fresh_uri(), connection, checksums=mode)
     store.put("small", [b"abc"])
     store.put("large", [LARGE])
     store.get("large", tmp_path / "out")
 
     assert store.read("small") == b"abc"
     assert (tmp_path / "out").read_bytes() == LARGE
+    assert any("X-Amz-Trailer" in each or "x-amz-checksum-crc32" in each for each in headers) == sent
 
 
 def test_wrong_secret(s3_environment, monkeypatch, tmp_path):
@@ -235,6 +243,30 @@ def test_store_without_conditional_writes(client, store):
         store.create("a", b"abc")
 
 
+def test_store_without_conditional_writes_and_one_writer(connection, client, store):
+    """With a person's word that nobody else writes, such a store is looked at before each write, and told once."""
+    store = store_at(store.uri, connection, single_writer_unsafe=True)
+    asked = []
+    client.meta.events.register("provide-client-params.s3.PutObject", lambda params, **_: asked.append(dict(params)))
+    answer(client, "PutObject", refusal(501, "NotImplemented"))
+    with capture_logs() as logs:
+        won = [store.create("log/1", b"first"), store.create("log/1", b"second"), store.create("log/2", b"third")]
+
+    assert won == [True, False, True]
+    assert store.read("log/1") == b"first"
+    assert ["IfNoneMatch" in each for each in asked] == [True, False, False]
+    assert [(line["log_level"], line["event"]) for line in logs] == [("warning", UNSAFE)]
+
+
+def test_the_probe_asks_for_a_word(connection, client, store):
+    """Without that word the probe is ConfigError, which says what to do; with it the store is accepted."""
+    answer(client, "PutObject", refusal(501, "NotImplemented"), refusal(501, "NotImplemented"))
+    with pytest.raises(ConfigError, match="--single-writer-unsafe"):
+        probe(store, "one")
+
+    assert probe(store_at(store.uri, connection, single_writer_unsafe=True), "two", single_writer_unsafe=True)
+
+
 def test_busy_server(client, store, tmp_path, no_waiting):
     """What a busy server has read and refused is sent again from its beginning."""
     answer(client, "PutObject", *[refusal(503, "SlowDown") for _ in range(3)])
@@ -289,37 +321,6 @@ def test_failed_upload_leaves_nothing(client, store, no_waiting):
 
     assert store.keys("") == []
     assert "Uploads" not in client.list_multipart_uploads(Bucket="runs", Prefix=store.uri.rpartition("/")[2])
-
-
-KMS_KEY = "arn:aws:kms:eu-central-1:111122223333:key/k"
-
-
-@pytest.mark.parametrize(
-    ("setting", "sent"),
-    [
-        ({}, {}),
-        ({"encryption": "AES256"}, {"ServerSideEncryption": "AES256"}),
-        ({"encryption": "aws:kms"}, {"ServerSideEncryption": "aws:kms"}),
-        ({"encryption": f"aws:kms:{KMS_KEY}"}, {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": KMS_KEY}),
-        ({"storage_class": "STANDARD_IA"}, {"StorageClass": "STANDARD_IA"}),
-    ],
-)
-def test_how_objects_are_kept(connection, client, setting, sent):
-    """Encryption and storage class are asked for with every object, whichever way it is written, and only if set."""
-    asked = []
-
-    def stop_there(params, **_):
-        asked.append({name: params[name] for name in params if name.startswith(("ServerSide", "SSE", "Storage"))})
-        raise StorageError("asked")
-
-    for operation in ("PutObject", "CreateMultipartUpload"):
-        client.meta.events.register(f"provide-client-params.s3.{operation}", stop_there)
-    store = S3ObjectStore(connection, "runs", "run", dataclasses.replace(CONFIG, **setting))
-    for write in (lambda: store.put("a", [b"abc"]), lambda: store.put("a", [LARGE]), lambda: store.create("a", b"abc")):
-        with pytest.raises(StorageError, match="asked"):
-            write()
-
-    assert asked == [sent] * 3
 
 
 def test_unknown_encryption(connection):

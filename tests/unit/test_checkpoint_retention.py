@@ -3,13 +3,14 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from job.checkpoint import history
-from job.checkpoint.retention import Retention
+from job.checkpoint.retention import Retention, verify
 from job.checkpoint.store import CheckpointStore
 from job.checkpoint.verify import Rejected, fetch
 from job.config import CheckpointConfig
-from job.errors import FencedError, StorageError
+from job.errors import AccessError, FencedError, StorageError
 from tests.memory_store import MemoryObjectStore
 from tests.unit.test_checkpoint_protocol import Wrapped, checkpoint_at, claimed, standing
 
@@ -108,6 +109,57 @@ def test_a_cut_deletion_is_finished_by_a_later_attempt(objects):
     named = {stored.key for record in history.checkpoints(log.records) for stored in record.objects}
 
     assert set(objects.keys("data/")) == named
+
+
+def test_writes_cut_in_earlier_attempts_are_abandoned(objects):
+    """What earlier attempts began to write is freed once a newer one prunes; its own, newer ones' and views stay."""
+    claimed(objects)  # term 1
+    earlier = {"data/0000000001-dead/s000000000009/model.safetensors", "events/0000000001-dead/s000000000009.jsonl"}
+    later = {"data/0000000002-own/s000000000009/a", "data/0000000099-new/s000000000009/a", "data/odd", "events.jsonl"}
+    objects.begun |= earlier | later | {"log/000000000001.json", "log/000000000099.json"}
+    run(objects, [None] * 3)
+
+    assert objects.begun == later | {"log/000000000099.json"}
+
+
+def test_a_store_that_does_not_show_unfinished_writes(objects):
+    """Where unfinished writes cannot be listed or freed, that is one warning, and checkpoints are pruned as ever."""
+
+    def refuse(prefix):
+        raise AccessError("no right to list uploads")
+
+    with capture_logs() as logs:
+        kept = run(Wrapped(objects, unfinished=refuse), [None] * 6)
+
+    assert kept == [5, 6]
+    assert [line["log_level"] for line in logs] == ["warning"]
+    assert "no right to list uploads" in logs[0]["reason"]
+
+
+def test_checkpoints_from_before_a_reset_go(objects):
+    """After a restart from scratch the old line is pruned like any other, once two of the new line are whole."""
+    run(objects, [1.0, 2.0, 3.0])
+    checkpoints = claimed(objects, reset=True)
+    retention, left = Retention(checkpoints, CheckpointConfig()), []
+    for step in (1, 2):
+        checkpoints.save(checkpoint_at(step, 5.0))
+        retention.run()
+        left.append(len(objects.keys("data/")))
+
+    assert left == [3 * 2 + 2, 2 * 2]
+    assert standing(objects) == [1, 2]
+
+
+def test_verification_reads_every_byte_and_keeps_none(objects, monkeypatch):
+    """A full verification hashes each object where it is: nothing is downloaded to a file."""
+    checkpoints = claimed(objects)
+    record = checkpoints.save(checkpoint_at(1)).record
+    monkeypatch.setattr(objects, "get", None)
+    verify(checkpoints, record, "full")
+    objects.objects[record.objects[0].key] = b"damaged!"
+
+    with pytest.raises(Rejected, match="has sha256"):
+        verify(checkpoints, record, "full")
 
 
 @settings(max_examples=300, deadline=None)

@@ -7,9 +7,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from job.errors import AccessError, ConfigError, StorageError
-from job.infra.object_store import DirectoryObjectStore, folder_errors
+from job.infra.object_store import UNSAFE, DirectoryObjectStore, folder_errors
 
 VERBS = {
     "put": lambda store, target: store.put("log/a", [b"abc"]),
@@ -20,6 +21,9 @@ VERBS = {
     "keys": lambda store, target: store.keys("log/"),
     "all keys": lambda store, target: store.keys(""),
     "delete": lambda store, target: store.delete("log/a"),
+    "digest": lambda store, target: store.digest("log/a"),
+    "unfinished": lambda store, target: store.unfinished("log/"),
+    "abandon": lambda store, target: store.abandon("log/a"),
 }
 
 
@@ -128,6 +132,75 @@ def test_file_system_without_hard_links(store, root, monkeypatch, number):
     assert files(root) == []
 
 
+def test_one_writer_without_hard_links(root, monkeypatch):
+    """With a person's word that nobody else writes, the folder is looked at before each write, and told once."""
+
+    def refuse(source, target):
+        raise OSError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    store = DirectoryObjectStore(root, single_writer_unsafe=True)
+    with capture_logs() as logs:
+        won = [store.create("log/1", b"first"), store.create("log/1", b"second"), store.create("log/2", b"third")]
+
+    assert won == [True, False, True]
+    assert store.read("log/1") == b"first"
+    assert files(root) == ["log/1", "log/2"]
+    assert [line["event"] for line in logs] == [UNSAFE]
+
+
+def test_abandoned_writes_leave_no_folder(store, root):
+    """When the only file in a folder was a half-written one, the folder goes with it."""
+    (root / "data" / "1").mkdir(parents=True)
+    (root / "data" / "1" / ".a.0123456789abcdef.partial").write_bytes(b"a")
+    store.abandon("data/1/a")
+
+    assert list(root.iterdir()) == []
+
+
+def test_other_hidden_files_are_not_ours(store, root):
+    """What is hidden but not half-written by this store is neither listed nor abandoned."""
+    (root / "data").mkdir(parents=True)
+    for name in (".nfs0123", ".a.partial", ".a.0123456789abcdeg.partial"):
+        (root / "data" / name).write_bytes(b"")
+    store.abandon("data/a")
+
+    assert store.unfinished("") == []
+    assert len(files(root)) == 3
+
+
+def test_movement_is_told(root, tmp_path):
+    """Writing and reading tell about every few megabytes that move, so that health follows them."""
+    told = []
+    store = DirectoryObjectStore(root, moved=lambda: told.append(1))
+    store.put("a", [bytes(20 << 20)])
+    written = len(told)
+    store.get("a", tmp_path / "out")
+    copied = len(told) - written
+    store.digest("a")
+
+    assert written >= 3
+    assert copied == len(told) - written - copied == 20
+
+
+def test_a_disk_that_fails_late(store, monkeypatch, root):
+    """An error that the kernel tells once, to a flush in the background, fails the write."""
+    monkeypatch.setattr("job.infra.object_store._FLUSH_EVERY", 8 << 20)
+    fsync, failures = os.fsync, [OSError(errno.EIO, "bad block")]
+
+    def fail_once(descriptor):
+        if failures:
+            raise failures.pop()
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fail_once)
+    (root).mkdir()
+    with pytest.raises(StorageError, match="bad block"):
+        store.put("a", [bytes(33 << 20)])
+
+    assert store.keys("") == []
+
+
 def test_half_written_files_are_no_objects(store, root):
     """What a killed process left, and what the file system keeps for itself, is not listed."""
     store.put("log/a", [b"abc"])
@@ -153,6 +226,8 @@ def test_what_is_no_key(store, tmp_path, key):
         lambda: store.read(key),
         lambda: store.size(key),
         lambda: store.delete(key),
+        lambda: store.digest(key),
+        lambda: store.abandon(key),
     ):
         with pytest.raises(KeyError, match="is not a key"):
             verb()
