@@ -59,6 +59,7 @@ bench: $(VENV)/.dev $(VENV)-s3/.installed ## What saving and loading cost, besid
 parity: $(VENV)/.parity ## The tutorials' and nanoGPT's results, trained for real (half an hour)
 	$(VENV)/bin/python -m pytest tests/parity -m "slow or not slow" -s
 
+
 clean: ## Remove what was installed and cached here; runs stay
 	rm -rf $(VENV) $(VENV)-s3 .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info build
 

@@ -88,6 +88,19 @@ def test_a_store_that_stands_still_for_good(server, no_pauses, tmp_path, verb, s
     assert_watchdogs_end()
 
 
+def test_nothing_begins_after_a_failure(server, no_pauses):
+    """When a part is given up, only those that were under way have been tried, and the upload is aborted."""
+    server.plan = Plan([Stall("UploadPart", "unread")])
+    with pytest.raises(StorageError):
+        open_store("s3://runs/run", CONFIG).put("new", [LARGE])
+
+    assert {request.query["partNumber"] for request in server.requests if request.operation == "UploadPart"} == {
+        "1",
+        "2",
+    }
+    assert server.uploads == {}
+
+
 def own_threads():
     return [thread for thread in threading.enumerate() if thread.name.startswith(("s3", "sha256", "watchdog"))]
 
