@@ -7,6 +7,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import pytest
 from boto3.s3.transfer import TransferConfig
@@ -35,37 +36,52 @@ def content():
     return [*pieces, block[: SIZE - sum(len(piece) for piece in pieces)]]
 
 
-def seconds(action: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    action()
-    return time.perf_counter() - started
+@dataclass
+class Spent:
+    """What an action took, once for every round."""
+
+    seconds: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)  # of this process, all threads
+
+    def measure(self, action: Callable[[], object]) -> None:
+        started, cpu = time.perf_counter(), time.process_time()
+        action()
+        self.seconds.append(time.perf_counter() - started)
+        self.cpu.append(time.process_time() - cpu)
 
 
-def interleaved(actions: dict[str, Callable[[], object]], rounds: int = ROUNDS) -> dict[str, list[float]]:
-    """Seconds that each action took, the actions taking turns, in an order that changes from round to round."""
-    taken: dict[str, list[float]] = {name: [] for name in actions}
-    for number in range(rounds + 1):
-        names = list(actions)[:: 1 if number % 2 else -1]
-        for name in names:
-            spent = seconds(actions[name])
-            if number:  # the first round warms caches and connections
-                taken[name].append(spent)
-    return taken
+def trial_seconds(action: Callable[[], object]) -> float:
+    """The better of two tries."""
+    spent = Spent()
+    for _ in range(2):
+        spent.measure(action)
+    return min(spent.seconds)
 
 
-def table(title: str, taken: dict[str, list[float]]) -> dict[str, float]:
+def interleaved(actions: dict[str, Callable[[], object]]) -> dict[str, Spent]:
+    """What each action took, the actions taking turns, in an order that changes from round to round."""
+    spent = {name: Spent() for name in actions}
+    for number in range(ROUNDS + 1):
+        for name in list(actions)[:: 1 if number % 2 else -1]:
+            (spent[name] if number else Spent()).measure(actions[name])  # the first round warms caches and connections
+    return spent
+
+
+def table(title: str, spent: dict[str, Spent]) -> dict[str, float]:
     """Print medians and ratios to the first row; returns the medians."""
-    medians = {name: statistics.median(times) for name, times in taken.items()}
+    medians = {name: statistics.median(each.seconds) for name, each in spent.items()}
     first = next(iter(medians.values()))
-    print(f"\n{title}: {SIZE / 1e9:.2f} GB, {len(next(iter(taken.values())))} rounds, {os.cpu_count()} cores")
-    for name, median in medians.items():
-        spread = f"{min(taken[name]):6.2f} to {max(taken[name]):6.2f}"
-        print(f"  {name:44} {median:6.2f} s ({spread})  {SIZE / median / 1e6:6.0f} MB/s  {median / first:5.2f} x")
+    load = os.getloadavg()[0]
+    print(f"\n{title}: {SIZE / 1e9:.2f} GB, median of {ROUNDS} rounds, {os.cpu_count()} cores, load {load:.1f}")
+    for name, each in spent.items():
+        median, cpu = medians[name], statistics.median(each.cpu)
+        times = f"{median:6.2f} s ({min(each.seconds):5.2f} to {max(each.seconds):5.2f}), CPU {cpu:5.2f} s"
+        print(f"  {name:44} {times}  {SIZE / median / 1e6:6.0f} MB/s  {median / first:5.2f} x")
     return medians
 
 
 def test_a_folder_takes_a_checkpoint_as_fast_as_a_plain_write(content, tmp_path):
-    """`put` of 1.95 GB, hashed and durable, takes at most 1.3 times a plain write with fsync."""
+    """`put` of 1.95 GB, hashed and durable, takes at most 1.3 times a plain write with fsync, if nothing else runs."""
     store = DirectoryObjectStore(tmp_path / "store")
 
     def plain():
@@ -84,8 +100,11 @@ def test_a_folder_takes_a_checkpoint_as_fast_as_a_plain_write(content, tmp_path)
         for piece in content:
             digest.update(piece)
 
-    taken = interleaved({"plain write and fsync": plain, "put (hashed, durable)": ours, "SHA-256 alone": hashing})
-    medians = table("local folder", taken)
+    spent = interleaved({"plain write and fsync": plain, "put (hashed, durable)": ours, "SHA-256 alone": hashing})
+    medians = table("local folder", spent)
+    alone = spent["SHA-256 alone"]
+    if statistics.median(alone.seconds) > 1.1 * statistics.median(alone.cpu):
+        pytest.skip("other work shares the cores: hashing alone waits for one, so the ratio says nothing")
 
     assert medians["put (hashed, durable)"] <= 1.3 * medians["plain write and fsync"]
 
@@ -110,7 +129,7 @@ def test_s3_is_nearly_as_fast_as_transfer_manager(content, s3_environment, tmp_p
 
     def best(action: Callable[[TransferConfig], object]) -> TransferConfig:
         choices = [settings(part, threads) for part, threads in itertools.product(PARTS, THREADS)]
-        return min(choices, key=lambda choice: min(seconds(lambda: action(choice)) for _ in range(2)))
+        return min(choices, key=lambda choice: trial_seconds(lambda: action(choice)))
 
     def named(name: str, choice: TransferConfig) -> str:
         return f"TransferManager {name}, {choice.multipart_chunksize // MiB} MiB x {choice.max_request_concurrency}"
