@@ -9,7 +9,6 @@ import os
 import re
 import secrets
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -29,7 +28,6 @@ UNSAFE = "the store lacks conditional writes: nothing but your word keeps two jo
 
 _CHUNK = 1 << 20  # bytes read at once
 _STRIDE = 8 << 20  # bytes written at once
-_FLUSH_EVERY = 128 << 20  # bytes after which the disk is set to work, if it is not still at it
 _PARTIAL = re.compile(r"\.(.+)\.[0-9a-f]{16}\.partial")  # the hidden name of a file that is being written
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 
@@ -274,31 +272,18 @@ def _written(path: Path, content: Content, moved: Callable[[], None]) -> Iterato
     partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
     try:
         with _new_file(partial) as file:
-            _write(file, content, moved)
+            for piece in content:
+                view = memoryview(piece).cast("B")
+                for at in range(0, len(view), _STRIDE):
+                    file.write(view[at : at + _STRIDE])
+                    moved()
+            file.flush()
+            os.fsync(file.fileno())
         yield partial
     finally:
         with suppress(OSError):
             partial.unlink()
     flush(path.parent)
-
-
-def _write(file: BinaryIO, content: Content, moved: Callable[[], None]) -> None:
-    """Write `content` and make it durable; the disk works on the first bytes while the last are still to come."""
-    with ThreadPoolExecutor(1, "flush") as pool:
-        flushing, unflushed = None, 0
-        for piece in content:
-            view = memoryview(piece).cast("B")
-            for at in range(0, len(view), _STRIDE):
-                unflushed += file.write(view[at : at + _STRIDE])
-                moved()
-                if unflushed >= _FLUSH_EVERY and (flushing is None or flushing.done()):
-                    if flushing:
-                        flushing.result()  # the kernel tells of a failed write only once
-                    flushing, unflushed = pool.submit(os.fsync, file.fileno()), 0
-        if flushing:
-            flushing.result()
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def _new_file(path: Path, tries: int = 8) -> BinaryIO:

@@ -183,24 +183,6 @@ def test_movement_is_told(root, tmp_path):
     assert copied == len(told) - written - copied == 20
 
 
-def test_a_disk_that_fails_late(store, monkeypatch, root):
-    """An error that the kernel tells once, to a flush in the background, fails the write."""
-    monkeypatch.setattr("job.infra.object_store._FLUSH_EVERY", 8 << 20)
-    fsync, failures = os.fsync, [OSError(errno.EIO, "bad block")]
-
-    def fail_once(descriptor):
-        if failures:
-            raise failures.pop()
-        fsync(descriptor)
-
-    monkeypatch.setattr(os, "fsync", fail_once)
-    (root).mkdir()
-    with pytest.raises(StorageError, match="bad block"):
-        store.put("a", [bytes(33 << 20)])
-
-    assert store.keys("") == []
-
-
 def test_half_written_files_are_no_objects(store, root):
     """What a killed process left, and what the file system keeps for itself, is not listed."""
     store.put("log/a", [b"abc"])
