@@ -35,7 +35,7 @@ def fetch(objects: ObjectStore, record: Record, folder: Path, names: Collection[
     check_sizes(objects, record)
     for stored in record.objects:
         if names is None or stored.name in names:
-            _compare(stored, partial(objects.get, target=folder / stored.name))
+            _compare(stored, partial(_get_into, objects, folder / stored.name))
     return folder
 
 
@@ -55,6 +55,10 @@ def check_sizes(objects: ObjectStore, record: Record) -> None:
             raise Rejected("missing", f"{stored.key} is missing") from None
         if size != stored.size:
             raise Rejected("size", f"{stored.key} has {size} bytes, the record says {stored.size}")
+
+
+def _get_into(objects: ObjectStore, target: Path, key: str) -> str:
+    return objects.get(key, target)
 
 
 def _compare(stored: StoredObject, sha256_of: Callable[[str], str]) -> None:

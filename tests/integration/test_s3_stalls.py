@@ -3,6 +3,7 @@
 import itertools
 import os
 import random
+import socket
 import threading
 import time
 
@@ -11,10 +12,11 @@ import pytest
 from job.config import StorageConfig
 from job.errors import StorageError
 from job.infra.storage import open_store
-from job.infra.watchdog import TRIES
+from job.infra.watchdog import TRIES, Watchdog
 from tests.local_s3 import LocalS3, Plan, Stall
 
 STALL = 0.5  # seconds
+GUARD = 15  # seconds for the rest of the work on a busy machine; botocore's own time-outs take twice as long
 CONFIG = StorageConfig(
     addressing_style="path", part_size=5 << 20, concurrency=2, timeouts=(30, 30), stall_seconds=STALL
 )
@@ -67,12 +69,12 @@ def named(case):
 
 @pytest.mark.parametrize(("verb", "stall"), STALLS, ids=named)
 def test_a_part_that_stood_still_is_tried_again(server, no_pauses, tmp_path, verb, stall):
-    """One stall costs at most one and a half times the patience, and the operation succeeds."""
+    """One stall costs little more than the patience, and the operation succeeds."""
     server.plan = Plan([Stall(stall.operation, stall.when, count=1)])
     started = time.monotonic()
     VERBS[verb](open_store("s3://runs/run", CONFIG), tmp_path / "out")
 
-    assert STALL <= time.monotonic() - started < 1.5 * STALL + 1  # a second for the rest of the work
+    assert STALL <= time.monotonic() - started < STALL + GUARD
 
 
 @pytest.mark.parametrize(("verb", "stall"), STALLS[::2], ids=named)
@@ -83,9 +85,34 @@ def test_a_store_that_stands_still_for_good(server, no_pauses, tmp_path, verb, s
     with pytest.raises(StorageError, match=f"stood still {TRIES} times"):
         VERBS[verb](open_store("s3://runs/run", CONFIG), tmp_path / "out")
 
-    assert time.monotonic() - started < TRIES * 1.5 * STALL + 2
+    assert time.monotonic() - started < TRIES * STALL + GUARD
     assert {thread.name.split("_")[0] for thread in own_threads()} <= {"watchdog"}
     assert_watchdogs_end()
+
+
+def test_a_silent_connection_is_cut_in_time():
+    """A connection is cut after the patience, and before one and a half times as long."""
+    patience, cut = 2.0, []
+
+    def hang_on(peer):
+        last = time.monotonic()
+        while peer.recv(1 << 20):
+            last = time.monotonic()
+        cut.append(time.monotonic() - last)
+
+    with (
+        Watchdog(patience, lambda: None).watching() as watch,
+        socket.create_server(("127.0.0.1", 0)) as listening,
+        socket.create_connection(listening.getsockname()) as connection,
+    ):
+        peer = threading.Thread(target=hang_on, args=(listening.accept()[0],))
+        peer.start()
+        watch.attach(connection)
+        connection.sendall(b"request")
+        peer.join(3 * patience)
+
+    assert patience <= cut[0] < 1.5 * patience
+    assert watch.stalls == 1
 
 
 def test_nothing_begins_after_a_failure(server, no_pauses):
