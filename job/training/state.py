@@ -51,7 +51,7 @@ def restore(folder: Path, record: Record, learner: Learner) -> TrainingState:
     load_model(folder, learner.model)
     load_optimizer(folder, learner.model, learner.optimizer)
     state, scaling = _read_state((folder / STATE).read_bytes())
-    said = {name: record.facts[name] for name in ("step", "chain", "data_offset")}
+    said = {name: record.facts.get(name) for name in ("step", "chain", "data_offset")}
     if (found := {name: getattr(state, name) for name in said}) != said:
         raise Rejected("format", f"{STATE} says {found}, the record {said}")
     if scaling and learner.scaler.is_enabled():
