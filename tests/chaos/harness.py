@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,12 +37,26 @@ class Plan:
         stop_at_step: Be asked to stop at the batch of this step.
         bad_data: Batches whose samples give no finite loss, wherever they are met.
         lost_saves: Steps whose upload fails.
+        stop_at: Be asked to stop at this point.
+        stall_seconds: How long the process then stands still there.
+        signals: How often it is asked.
+        kill_after: Die so many seconds after being asked to stop; unset: never.
+        grace_seconds: What the process believes it has after being asked to stop.
+        pause_at: Stop running (SIGSTOP) at this point, until somebody sends SIGCONT.
+        trained: A file to which each step adds the data it is trained on.
     """
 
     kill_at: Point | None = None
     stop_at_step: int | None = None
     bad_data: range = range(0)
     lost_saves: tuple[int, ...] = ()
+    stop_at: Point | None = None
+    stall_seconds: float = 0.0
+    signals: int = 1
+    kill_after: float | None = None
+    grace_seconds: float = 30.0
+    pause_at: Point | None = None
+    trained: Path | None = None
 
 
 def tiny(run_uri: str, corpus: Path, *more: str) -> ResolvedConfig:
@@ -84,44 +99,64 @@ def write_corpus(folder: Path) -> Path:
 
 def run(resolved: ResolvedConfig, plan: Plan = Plan(), report: Path | None = None) -> int:
     """Run the job in a process of its own; its exit code, or minus the signal that ended it."""
-    process = _context.Process(target=_work, args=(resolved, plan, report, dict(os.environ)))
+    return ended(start(resolved, plan, report), plan)
+
+
+def start(resolved: ResolvedConfig, plan: Plan = Plan(), report: Path | None = None, gate=None):
+    """Start the job in a process of its own; with a `gate`, a barrier, it waits there before it claims the run."""
+    return launch(_work, plan, resolved, report, gate)
+
+
+def launch(work, plan: Plan, *arguments):
+    """Start `work(points, *arguments)` in a process of its own."""
+    hears, tells = _context.Pipe(duplex=False)
+    process = _context.Process(target=_child, args=(work, plan, tells, dict(os.environ), *arguments))
+    process.asked = hears.poll  # whether it was asked to stop, or has ended
     process.start()
-    process.join(timeout=300)
+    tells.close()
+    return process
+
+
+def ended(process, plan: Plan = Plan()) -> int:
+    """Wait for a process, and kill it when its plan says so; its exit code, or minus the signal that ended it."""
+    until = time.monotonic() + 300
+    while process.is_alive() and time.monotonic() < until:
+        process.join(0.05 if plan.kill_after is not None else 300)
+        if plan.kill_after is not None and process.asked():
+            process.join(plan.kill_after)
+            process.kill()
+            process.join()
     if process.exitcode is None:
         process.kill()
         raise TimeoutError(f"{plan} did not end")
     return process.exitcode
 
 
-def _work(resolved, plan, report, environ):
+def _child(work, plan, tells, environ, *arguments):
+    """In the child: as the parent's environment is now, which is not the fork server's."""
+    os.environ.clear()
+    os.environ.update(environ)
+    multiprocessing.set_start_method("fork", force=True)  # a fork server's children would each start one for workers
+    if plan.kill_at:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # loader workers complain about the death of their parent
+    work(Points(plan, lambda: tells.send(True)), *arguments)
+
+
+def _work(points, resolved, report, gate):
     """In the child: run the job with its seams counted."""
-    os.environ.update(environ)  # the fork server's is older
     from job import pretrain
     from job.errors import JobError
     from job.infra.logs import configure_logging
     from job.infra.progress import SilentProgress
     from job.infra.signals import StopSignal
     from job.infra.status import RunStatus
-    from job.training import finish, learner, text
 
     configure_logging("json", "error")
-    points = Points(plan)
-    open_store, batches, backward = pretrain.open_store, text.Text.batches, learner.Learner.backward
-    bad = set()
-
-    def watched(read, config, step, *arguments):
-        beginning = itertools.islice(batches(read, config, plan.bad_data.start, (), False), len(plan.bad_data))
-        bad.update(batch.samples for batch in beginning)
-        return points.batches(batches(read, config, step, *arguments), step)
-
-    def broken(trained, batch, *arguments):
-        loss = backward(trained, batch, *arguments)
-        return loss * float("nan") if batch.samples in bad else loss
-
-    pretrain.open_store = lambda *arguments: CountedStore(open_store(*arguments), points)
-    text.Text.batches, learner.Learner.backward = watched, broken
-    finish.plot_losses = lambda events, target: target.write_bytes(b"drawn") > 0  # drawing takes longer than training
-    stop = StopSignal(30.0).install()
+    count_seams(points)
+    if gate is not None:
+        claim = pretrain._claim
+        pretrain._claim = lambda *arguments: (gate.wait(60), claim(*arguments))[1]
+    stop = StopSignal(points.plan.grace_seconds).install()
     code = 0
     try:
         pretrain.pretrain(resolved, stop, SilentProgress(), RunStatus())
@@ -133,12 +168,56 @@ def _work(resolved, plan, report, environ):
     os._exit(code)
 
 
-class Points:
-    """Counts points and does what the plan says at its own."""
+def count_seams(points) -> None:
+    """Put a point at every seam of the job in this process."""
+    from job import pretrain
+    from job.training import evaluation, finish, learner, text, trainer
 
-    def __init__(self, plan: Plan) -> None:
+    plan, bad, step = points.plan, set(), [0]
+    open_store, batches, backward = pretrain.open_store, text.Text.batches, learner.Learner.backward
+    train_step, look_at = trainer.Trainer.train_step, evaluation.Evaluator._sum
+
+    def watched(read, config, first, *arguments):
+        beginning = itertools.islice(batches(read, config, plan.bad_data.start, (), False), len(plan.bad_data))
+        bad.update(batch.samples for batch in beginning)
+        return points.batches(batches(read, config, first, *arguments), first)
+
+    def broken(trained, batch, *arguments):
+        loss = backward(trained, batch, *arguments)
+        if plan.trained:
+            note_data(plan.trained, step[0], batch)
+        return loss * float("nan") if batch.samples in bad else loss
+
+    def numbered(training):
+        step[0] = training.state.step
+        train_step(training)
+
+    def evaluated(*arguments):
+        points.reach("evaluation")
+        return look_at(*arguments)
+
+    pretrain.open_store = lambda *arguments: CountedStore(open_store(*arguments), points)
+    text.Text.batches, learner.Learner.backward = watched, broken
+    trainer.Trainer.train_step, evaluation.Evaluator._sum = numbered, evaluated
+    finish.plot_losses = lambda events, target: target.write_bytes(b"drawn") > 0  # drawing takes longer than training
+
+
+def note_data(path: Path, step: int, batch) -> None:
+    """Add a line to the file: the process, the step, and the tokens of each window it is trained on."""
+    import torch
+
+    windows = torch.cat([batch.inputs, batch.targets[:, -1:]], dim=1).tolist()
+    with path.open("ab", buffering=0) as file:
+        file.write(json.dumps([os.getpid(), step, windows]).encode() + b"\n")
+
+
+class Points:
+    """Counts points and does what the plan says at its own; `asked` is called when the process is asked to stop."""
+
+    def __init__(self, plan: Plan, asked=lambda: None) -> None:
         self.plan = plan
         self.reached: list[Point] = []
+        self._asked = asked
         self._counts: Counter[str] = Counter()
         self._lock = threading.Lock()
 
@@ -149,11 +228,23 @@ class Points:
                 os.kill(os.getpid(), signal.SIGKILL)
             self._counts[kind] += 1
             self.reached.append(point)
+        if point == self.plan.pause_at:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        if point == self.plan.stop_at:
+            self.stop()
+
+    def stop(self) -> None:
+        """Ask this process to stop, as often and with as long a pause as the plan has it."""
+        self._asked()
+        for number in range(self.plan.signals):
+            time.sleep(0.2 if number else 0.0)  # sooner, it would be an echo of the one before
+            os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(self.plan.stall_seconds)
 
     def batches(self, inner, step):
         for number, batch in enumerate(inner, start=step):
             if number == self.plan.stop_at_step:
-                os.kill(os.getpid(), signal.SIGTERM)
+                self.stop()
             self.reach("batch")
             yield batch
 
