@@ -15,7 +15,7 @@ from job.checkpoint.events import VIEW, EventLog, Segment, facts_key, past_event
 from job.checkpoint.record import Record, canonical
 from job.checkpoint.retention import Pruned
 from job.checkpoint.store import CheckpointStore
-from job.errors import AccessError, DivergedError, JobError
+from job.errors import AccessError, DivergedError, FencedError, JobError
 from job.infra.health import Pulse
 from job.infra.metrics import Metrics, Phase, Split
 from job.infra.object_store import ObjectStore
@@ -236,6 +236,8 @@ class Narrator:
     def ended(self, code: int, reason: str) -> None:
         """The attempt ends, with this exit code."""
         self.phase("done")
+        if code != FencedError.exit_code:
+            self.events.close()  # the next line writes the file anew: one who lost the run may have replaced it
         self.events.note("run ended", self.status.step, code=code, reason=reason)
 
     def completed(self, tested: SplitLoss | None, plot: str) -> None:
