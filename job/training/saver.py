@@ -38,7 +38,7 @@ class _Flight:
     snapshot: Snapshot
     started: float
     stalled: float  # seconds for which training stood still
-    outcome: Future[tuple[float, Saved]]
+    outcome: Future[tuple[Saved, float, float]]
 
 
 class Saver:
@@ -102,11 +102,12 @@ class Saver:
         stalled = time.monotonic() - started
         self._flight = _Flight(snapshot, started, stalled, self._thread.submit(self._store, snapshot))
 
-    def _store(self, snapshot: Snapshot) -> tuple[float, Saved]:
-        """In the thread: seconds to make a checkpoint of the snapshot, and what became of that."""
+    def _store(self, snapshot: Snapshot) -> tuple[Saved, float, float]:
+        """In the thread: what became of the snapshot, the seconds to make a checkpoint of it, and when it was saved."""
         started = time.monotonic()
         checkpoint = snapshot.checkpoint()
-        return time.monotonic() - started, self._checkpoints.save(checkpoint)
+        serializing = time.monotonic() - started
+        return self._checkpoints.save(checkpoint), serializing, time.monotonic()
 
     def poll(self) -> None:
         """Tell what has become of what is under way, if that has ended.
@@ -143,12 +144,12 @@ class Saver:
 
     def _landed(self, flight: _Flight) -> None:
         try:
-            serializing, saved = flight.outcome.result()
+            saved, serializing, ended = flight.outcome.result()
         except _LOST as error:
             self._lost(flight.snapshot.step, error)
             return
         self._failures = 0
-        self._seconds.append(time.monotonic() - flight.started)
+        self._seconds.append(ended - flight.started)
         stages = {"snapshot": flight.stalled, "serialize": serializing, **saved.seconds, "total": self._seconds[-1]}
         self.stand_on(saved.record)
         self._narrator.saved(saved.record, stages, flight.snapshot.events)

@@ -2,6 +2,7 @@
 
 import errno
 import threading
+import time
 
 import pytest
 import torch
@@ -192,6 +193,15 @@ def test_waiting_ends_when_its_time_is_over(slow):
     saver.wait(0.0)
 
     assert saver.last_step is None
+
+
+def test_a_save_is_no_slower_for_being_looked_at_late(saver):
+    """How long a save took is known though the loop was busy when it ended: the grace is measured against that."""
+    saver.begin(5, snapshot_at(5))
+    time.sleep(0.5)
+    saver.wait()
+
+    assert saver.fits(0.4)
 
 
 def test_events_during_an_upload_wait_for_the_next_checkpoint(slow, narrator):
