@@ -17,7 +17,7 @@ from job.checkpoint.record import Record
 from job.checkpoint.store import CheckpointStore
 from job.config import Config, identity, identity_digest, plain
 from job.config_file import ResolvedConfig, default_run_uri
-from job.errors import AccessError, FencedError, NotFoundError, StorageError
+from job.errors import AccessError, FencedError, Interrupted, NotFoundError, StorageError
 from job.infra.device import changes, choose_numerics, gpu_use
 from job.infra.environment import code_facts, owner_facts
 from job.infra.health import HealthServer, Pulse
@@ -60,7 +60,8 @@ def pretrain(
 
     def advance() -> None:
         pulse.beat()
-        stop.check()
+        if stop.requested:
+            raise Interrupted(f"{stop.reason}; {status.standing()}; start again to continue")
 
     with _endpoint(config, metrics, pulse) as ready, tempfile.TemporaryDirectory(prefix="gpt-job-") as scratch:
         checkpoints = CheckpointStore(open_store(config.run_uri, config.storage, pulse.beat, single_writer_unsafe))
@@ -69,6 +70,7 @@ def pretrain(
             _require_same(resolved, newest, identity(config))
             if _already_complete(config, checkpoints, newest, status):
                 return
+            _stand_on(status, checkpoints, newest, config.tokens_per_step)
         text = read_text(config, metrics.phase, advance)
         facts = _facts(config, text)
         if newest:
@@ -166,6 +168,13 @@ def _already_complete(config: Config, checkpoints: CheckpointStore, newest: Reco
     status.train_loss, status.val_loss = done.facts["train_loss"], done.facts["val_loss"]
     log.info("already complete", step=done.step, run_uri=config.run_uri)
     return True
+
+
+def _stand_on(status: RunStatus, checkpoints: CheckpointStore, newest: Record, tokens_per_step: int) -> None:
+    """Let an attempt that ends before it has restored anything say what the ones before it have saved."""
+    status.step = status.saved_step = newest.step
+    status.tokens, status.chain = newest.step * tokens_per_step, newest.chain
+    status.checkpoint = checkpoints.folder_of(newest)
 
 
 def _facts(config: Config, text: Text) -> dict[str, Any]:
