@@ -30,7 +30,7 @@ class StopSignal:
 
     Attributes:
         reason: What asked to stop; empty before.
-        on_request: Called with the reason at the first signal, in a thread of its own.
+        on_request: Called with the reason at the first signal, if there is any grace, in a thread of its own.
         on_leave: Called with the reason before the watchdog ends the process, in a thread of its own, for up to
             HOOK_SECONDS; unset or failing, the reason is a line on stderr.
     """
@@ -117,9 +117,9 @@ class StopSignal:
             self.reason = f"{name} received"
             self._first = now
             self._requested.set()
-            _in_thread(self.on_request, self.reason)
             if self._grace == 0:
                 self._leave(f"{self.reason}, no grace to save in")
+            _in_thread(self.on_request, self.reason)
         elif now - self._first > ECHO_SECONDS:
             self._leave(f"{self.reason}, then {name}")
 

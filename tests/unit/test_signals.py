@@ -115,6 +115,19 @@ def test_no_grace_leaves_at_the_first_signal(start):
     assert process.wait(10) == 75
 
 
+def test_no_grace_leaves_one_word(start):
+    """With a grace of 0 nothing is said about stopping soon, before or after the word about leaving now."""
+    process = start("""
+stop = StopSignal(0).install()
+stop.on_request = stop.on_leave = print
+print("ready")
+in_c()
+""")
+    process.send_signal(signal.SIGTERM)
+
+    assert process.communicate(timeout=10) == ("SIGTERM received, no grace to save in\n", "")
+
+
 def test_the_hook_gets_the_reason_before_the_end(start):
     """`on_leave` is called before the process ends, and then speaks in place of the line on stderr."""
     process = start("stop = StopSignal(0).install(); stop.on_leave = print; print('ready'); in_c()")
