@@ -18,7 +18,7 @@ from job.checkpoint.store import CheckpointStore
 from job.config import Config, identity, identity_digest, plain
 from job.config_file import ResolvedConfig, default_run_uri
 from job.errors import AccessError, FencedError, Interrupted, NotFoundError, StorageError
-from job.infra.device import changes, choose_numerics, gpu_use
+from job.infra.device import changes, choose_numerics, gpu_use, memory_errors
 from job.infra.environment import code_facts, owner_facts
 from job.infra.health import HealthServer, Pulse
 from job.infra.metrics import Metrics
@@ -63,7 +63,11 @@ def pretrain(
         if stop.requested:
             raise Interrupted(f"{stop.reason}; {status.standing()}; start again to continue")
 
-    with _endpoint(config, metrics, pulse) as ready, tempfile.TemporaryDirectory(prefix="gpt-job-") as scratch:
+    with (
+        memory_errors(),
+        _endpoint(config, metrics, pulse) as ready,
+        tempfile.TemporaryDirectory(prefix="gpt-job-") as scratch,
+    ):
         checkpoints = CheckpointStore(open_store(config.run_uri, config.storage, pulse.beat, single_writer_unsafe))
         newest = _newest(checkpoints, restart_from_scratch)
         if newest:

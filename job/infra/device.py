@@ -6,7 +6,7 @@ device, with the same precision and the same number of threads.
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -149,3 +149,14 @@ def _cuda_problem() -> str:
 
 def _best_precision(device: str) -> str:
     return "bf16" if device == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+
+
+@contextlib.contextmanager
+def memory_errors() -> Iterator[None]:
+    """Turn what torch raises when the host has no memory into a MemoryError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):
+            raise
+        raise MemoryError(str(error)) from error
