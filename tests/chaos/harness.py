@@ -35,7 +35,10 @@ class Plan:
     Args:
         kill_at: Die at this point.
         stop_at_step: Be asked to stop at the batch of this step.
-        bad_data: Batches whose samples give no finite loss, wherever they are met.
+        bad_data: Batches whose samples do harm, wherever they are met.
+        harm: What they do: a `loss` or one `gradient` becomes `value`, or the gradients of a step are a `spike`.
+        value: What is not finite.
+        bad_state_at: Step in which the optimizer's state gets a `value`, once in a process.
         lost_saves: Steps whose upload fails.
         stop_at: Be asked to stop at this point.
         stall_seconds: How long the process then stands still there.
@@ -49,6 +52,9 @@ class Plan:
     kill_at: Point | None = None
     stop_at_step: int | None = None
     bad_data: range = range(0)
+    harm: str = "loss"
+    value: float = float("nan")
+    bad_state_at: int | None = None
     lost_saves: tuple[int, ...] = ()
     stop_at: Point | None = None
     stall_seconds: float = 0.0
@@ -173,7 +179,7 @@ def count_seams(points) -> None:
     from job import pretrain
     from job.training import evaluation, finish, learner, text, trainer
 
-    plan, bad, step = points.plan, set(), [0]
+    plan, bad, step, harmed = points.plan, set(), [0], set()
     open_store, batches, backward = pretrain.open_store, text.Text.batches, learner.Learner.backward
     train_step, look_at = trainer.Trainer.train_step, evaluation.Evaluator._sum
 
@@ -186,10 +192,13 @@ def count_seams(points) -> None:
         loss = backward(trained, batch, *arguments)
         if plan.trained:
             note_data(plan.trained, step[0], batch)
-        return loss * float("nan") if batch.samples in bad else loss
+        return do_harm(plan, trained.model, loss) if batch.samples in bad else loss
 
     def numbered(training):
         step[0] = training.state.step
+        if step[0] == plan.bad_state_at and plan not in harmed:
+            harmed.add(plan)
+            next(iter(training.learner.optimizer.state.values()))["exp_avg"].view(-1)[0] = plan.value
         train_step(training)
 
     def evaluated(*arguments):
@@ -200,6 +209,19 @@ def count_seams(points) -> None:
     text.Text.batches, learner.Learner.backward = watched, broken
     trainer.Trainer.train_step, evaluation.Evaluator._sum = numbered, evaluated
     finish.plot_losses = lambda events, target: target.write_bytes(b"drawn") > 0  # drawing takes longer than training
+
+
+def do_harm(plan, model, loss):
+    """What a bad batch does to the gradients; the loss that it says it has."""
+    if plan.harm == "loss":
+        return loss * plan.value
+    gradients = [parameter.grad for parameter in model.parameters()]
+    if plan.harm == "gradient":
+        gradients[-1].view(-1)[0] = plan.value
+    else:
+        for gradient in gradients:
+            gradient.mul_(1e15)
+    return loss
 
 
 def note_data(path: Path, step: int, batch) -> None:
