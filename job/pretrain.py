@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from job.checkpoint.record import Record
 from job.checkpoint.store import CheckpointStore
 from job.config import Config, identity, identity_digest, plain
 from job.config_file import ResolvedConfig, default_run_uri
-from job.errors import AccessError, FencedError, Interrupted, NotFoundError, StorageError
+from job.errors import AccessError, FencedError, Interrupted, JobError, NotFoundError, StorageError
 from job.infra.device import changes, choose_numerics, gpu_use, memory_errors
 from job.infra.environment import code_facts, owner_facts
 from job.infra.health import HealthServer, Pulse
@@ -110,7 +110,10 @@ def pretrain(
         except Exception as error:
             saver.close()
             narrator.ended(getattr(error, "exit_code", 1), f"{type(error).__name__}: {error}")
-            unreachable = isinstance(error, StorageError | AccessError) and local_folder(config.run_uri) is None
+            kept_here = local_folder(config.run_uri) is not None
+            if isinstance(error, FencedError) and kept_here:
+                _give_back(narrator, checkpoints)
+            unreachable = isinstance(error, StorageError | AccessError) and not kept_here
             if not unreachable and not isinstance(error, FencedError):
                 narrator.publish(checkpoints)
             raise
@@ -223,6 +226,14 @@ def _narrator(
     past = past_events(checkpoints.objects, checkpoints.records, checkpoints.last)
     events = EventLog((folder or scratch) / VIEW, past, checkpoints.term or 0)
     return Narrator(channels, events, timetable, config.tokens_per_step, folder is not None)
+
+
+def _give_back(narrator: Narrator, checkpoints: CheckpointStore) -> None:
+    """Make `events.jsonl` what the log says by now: this attempt, which lost the run, may have replaced it."""
+    with suppress(JobError):
+        checkpoints.log.refresh()
+        newest = next(reversed(history.checkpoints(checkpoints.records)), None)
+        narrator.events.rewind(past_events(checkpoints.objects, checkpoints.records, newest))
 
 
 def _announce(

@@ -11,6 +11,7 @@ import os
 import random
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -127,7 +128,8 @@ def wakes_too_late(point, folder, corpus):
     kinds = {record["kind"] for record in records(here)}
     second = run(tiny(f"{here}/run", corpus))
     finished = belongs(here)
-    os.kill(process.pid, signal.SIGCONT)
+    with suppress(ProcessLookupError):  # its exit code says what ended it
+        os.kill(process.pid, signal.SIGCONT)
     first = ended(process)
     after = files(here / "run")
     over = "fence" in kinds and "complete" not in kinds  # else it had not begun, or was done already
@@ -149,6 +151,15 @@ def test_frozen_and_woken_when_the_run_is_over(unbroken, corpus, tmp_path, place
 
     assert not wrong, f"CHAOS_SEED={SEED} pytest {__file__} -k 'frozen and {place}': {point}"
     assert outcome(f"{folder}/run", tmp_path / "files") == expected, point
+
+
+@pytest.mark.parametrize("point", [("before keys log", 2), ("after keys log", 2), ("before read events", 0)])
+def test_frozen_between_its_fence_and_its_first_step(unbroken, corpus, tmp_path, point):
+    """Whoever has not looked at the log since its fence finds the newer one, and leaves the history as it is."""
+    folder, wrong = wakes_too_late(point, tmp_path, corpus)
+
+    assert not wrong
+    assert outcome(f"{folder}/run", tmp_path / "files") == unbroken[0]
 
 
 @pytest.mark.slow
