@@ -20,7 +20,7 @@ from pathlib import Path
 from job.config_file import ResolvedConfig, load_config
 from job.errors import StorageError
 
-VERBS = ("put", "create", "get", "read", "size", "keys", "delete")
+VERBS = ("put", "create", "get", "digest", "read", "size", "keys", "delete", "unfinished", "abandon")
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["job.pretrain", "torch._dynamo", "tests.chaos.harness"])
 
