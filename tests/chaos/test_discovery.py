@@ -177,7 +177,7 @@ def test_a_log_that_lost_its_first_2000_records(run, learner):
     """A rule that expires old objects took the beginning of the log: what is left of it is read."""
     objects = {key: content for key, content in run.objects.items() if not key.startswith("log/")}
     old = json.loads(run.objects[log_key(4)])
-    facts = {name: old[name] for name in ("step", "chain", "objects", "events", "eval")}
+    facts = {name: old[name] for name in ("step", "chain", "data_offset", "objects", "events", "eval")}
     record = Record("checkpoint", 2500, 1, old["attempt"], {**facts, "prev_checkpoint_seq": 3})
     objects[log_key(2500)] = record.content
 

@@ -41,7 +41,7 @@ class FillingStore(DirectoryObjectStore):
 
     def put(self, key, content):
         with self._as_much_as_fits(sum(map(len, content))):
-            super().put(key, content)
+            return super().put(key, content)
 
     def create(self, key, content):
         with self._as_much_as_fits(len(content)):

@@ -43,9 +43,11 @@ class Weather(MemoryObjectStore):
         self._strike()
         whole = b"".join(content)
         if key.startswith("data/") and self.pick.random() < self.odds:
-            whole = bytes(len(whole))  # it says it was stored
-        super().put(key, [whole])
+            super().put(key, [bytes(len(whole))])  # it says it was stored
+        else:
+            super().put(key, [whole])
         self._strike()
+        return hashlib.sha256(whole).hexdigest()
 
     def create(self, key, content):
         self._strike()
