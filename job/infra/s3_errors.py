@@ -86,6 +86,9 @@ def _answer(action: str, error: ClientError) -> JobError:
 
 def _text(error: Exception) -> str:
     """The error's text without what may be secret: the message about a wrong key, user and password of a URL."""
-    if isinstance(error, ClientError) and code(error) in _WRONG_KEY:
-        return code(error)
+    if isinstance(error, ClientError):
+        if code(error) in _WRONG_KEY:
+            return code(error)
+        if not code(error):
+            return f"the answer is HTTP {status(error)} and says no more, as if it were not from S3"
     return re.sub(r"//[^/\s]*@", "//", str(error))

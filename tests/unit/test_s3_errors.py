@@ -47,6 +47,12 @@ def test_answers(status, code, ours):
     assert "get s3://runs/a" in str(caught.value)
 
 
+def test_answer_without_a_reason():
+    """An answer that names no error, as a gateway's page, is told by its HTTP status."""
+    with pytest.raises(StorageError, match="HTTP 502"), s3_errors("get s3://runs/a"):
+        raise answer(502, "")
+
+
 @pytest.mark.parametrize(
     ("theirs", "ours"),
     [
