@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,14 +104,26 @@ def write_corpus(folder: Path) -> Path:
     return path
 
 
-def run(resolved: ResolvedConfig, plan: Plan = Plan(), report: Path | None = None) -> int:
-    """Run the job in a process of its own; its exit code, or minus the signal that ended it."""
-    return ended(start(resolved, plan, report), plan)
+def run(
+    resolved: ResolvedConfig,
+    plan: Plan = Plan(),
+    report: Path | None = None,
+    prepare: Callable[[], None] | None = None,
+) -> int:
+    """Run the job in a process of its own; its exit code, or minus the signal that ended it.
+
+    Args:
+        resolved: The run.
+        plan: What to do to the process.
+        report: Where to write its points.
+        prepare: Called in the process before the job.
+    """
+    return ended(start(resolved, plan, report, prepare=prepare), plan)
 
 
-def start(resolved: ResolvedConfig, plan: Plan = Plan(), report: Path | None = None, gate=None):
+def start(resolved: ResolvedConfig, plan: Plan = Plan(), report: Path | None = None, gate=None, prepare=None):
     """Start the job in a process of its own; with a `gate`, a barrier, it waits there before it claims the run."""
-    return launch(_work, plan, resolved, report, gate)
+    return launch(_work, plan, resolved, report, gate, prepare)
 
 
 def launch(work, plan: Plan, *arguments):
@@ -148,7 +161,7 @@ def _child(work, plan, tells, environ, *arguments):
     work(Points(plan, lambda: tells.send(True)), *arguments)
 
 
-def _work(points, resolved, report, gate):
+def _work(points, resolved, report, gate, prepare):
     """In the child: run the job with its seams counted."""
     from job import pretrain
     from job.errors import JobError
@@ -158,6 +171,8 @@ def _work(points, resolved, report, gate):
     from job.infra.status import RunStatus
 
     configure_logging("json", "error")
+    if prepare:
+        prepare()
     count_seams(points)
     if gate is not None:
         claim = pretrain._claim
