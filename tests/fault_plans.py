@@ -76,7 +76,7 @@ class Fault:
         seconds: How long nothing moves; None: until the client hangs up.
         rate: Bytes a second.
         edit: Makes another body of the answer's.
-        before: Called first, with the request.
+        act: Called with the request when the fault strikes: once the server has done it, or else first of all.
     """
 
     kind: str
@@ -86,7 +86,7 @@ class Fault:
     seconds: float | None = None
     rate: float = 0.0
     edit: Edit | None = None
-    before: Callable[[Request], object] | None = None
+    act: Callable[[Request], object] | None = None
 
 
 def refuse(status: int, code: str) -> Fault:
@@ -109,9 +109,9 @@ def edited(kind: str, edit: Edit) -> Fault:
     return Fault(kind, "edit", edit=edit)
 
 
-def after(act: Callable[[Request], object], fault: Fault) -> Fault:
-    """`fault`, after something else was done."""
-    return dataclasses.replace(fault, before=act)
+def with_act(fault: Fault, act: Callable[[Request], object]) -> Fault:
+    """`fault`, and something else done at its moment."""
+    return dataclasses.replace(fault, act=act)
 
 
 def _bend(_: Request, body: bytes) -> bytes:

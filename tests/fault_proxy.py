@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
 from urllib.parse import urlsplit
 
@@ -51,8 +52,7 @@ class FaultProxy:
 
     def __init__(self, server: S3Server, plan: Plan = calm) -> None:
         self._server = server
-        self._accepting = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self._accepting.load_cert_chain(server.ca, server.ca.with_name("key.pem"))
+        self.show(server.ca.parent)
         self._connecting = ssl.create_default_context(cafile=server.ca)
         self._lock = threading.Lock()
         self._sockets: set[socket.socket] = set()
@@ -97,10 +97,10 @@ class FaultProxy:
             self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts
         self._listener.close()
 
-    def show(self, certificate: tuple[str, str]) -> None:
-        """Show another certificate (its file and its key's) from now on."""
+    def show(self, folder: Path) -> None:
+        """Show the certificate in `folder` to whoever comes from now on."""
         self._accepting = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self._accepting.load_cert_chain(*certificate)
+        self._accepting.load_cert_chain(folder / "cert.pem", folder / "key.pem")
 
     def decide(self, head: bytes) -> Entry:
         """The next request's entry in the log, with what the plan says to it."""
@@ -224,8 +224,8 @@ class Conversation:
         """One request; whether the connection goes on."""
         entry, started = self._proxy.decide(head), time.monotonic()
         fault = entry.fault
-        if fault.before:
-            fault.before(entry.request)
+        if fault.act and fault.way != "reset_after":
+            fault.act(entry.request)
         try:
             match fault.way:
                 case "refuse":
@@ -259,6 +259,8 @@ class Conversation:
         silent = entry.request.method == "HEAD" or entry.status in {204, 304}
         body = b"" if silent else _plain(answer, self._upstream().body(answer))
         if entry.fault.way == "reset_after":
+            if entry.fault.act:
+                entry.fault.act(entry.request)
             return self._break()
         if entry.fault.edit:
             body = entry.fault.edit(entry.request, body)

@@ -124,7 +124,7 @@ class S3Server:
         (folder / "dev" / "d1").mkdir(parents=True)
         self._configure()
         self._build_rings()
-        _make_certificate(folder)
+        make_certificate(folder)
 
     def start(self) -> None:
         """Start all processes; returns when they answer."""
@@ -219,7 +219,7 @@ def _free_ports(count: int) -> list[int]:
     return ports
 
 
-def _make_certificate(folder: Path) -> None:
+def make_certificate(folder: Path) -> None:
     """`cert.pem` and `key.pem`: a certificate for loopback that is its own authority."""
     names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
     authority = ["-addext", "basicConstraints=critical,CA:TRUE"]

@@ -1,5 +1,6 @@
 """What the tests of faults share: one text, the runs that nothing disturbed, and places in the bucket."""
 
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -45,4 +46,5 @@ def through(s3_server: S3Server) -> Iterator[Callable[..., FaultProxy]]:
 @pytest.fixture
 def site(s3_server: S3Server, s3_environment: S3Server, text: Path, tmp_path: Path) -> Callable[..., Site]:
     """A fresh place for a run with these settings."""
-    return lambda *settings: Site(s3_server, text, tmp_path / f"site{len(list(tmp_path.iterdir()))}", *settings)
+    numbers = itertools.count()
+    return lambda *settings, pace=0.0: Site(s3_server, text, tmp_path / f"site{next(numbers)}", *settings, pace=pace)

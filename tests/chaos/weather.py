@@ -5,7 +5,7 @@ import os
 import socket
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -55,11 +55,15 @@ class Attempt:
 
 
 class Site:
-    """A place for a run in the bucket. Each attempt reaches it through a proxy; what it left is read without one."""
+    """A place for a run in the bucket. Each attempt reaches it through a proxy; what it left is read without one.
 
-    def __init__(self, server: S3Server, corpus: Path, folder: Path, *settings: str) -> None:
+    Args:
+        pace: Seconds that each step takes longer than it must, so that there is time for several saves.
+    """
+
+    def __init__(self, server: S3Server, corpus: Path, folder: Path, *settings: str, pace: float = 0.0) -> None:
         self.uri, self.folder = server.fresh_uri(), folder
-        self._server, self._corpus, self._settings = server, corpus, settings
+        self._corpus, self._settings, self._pace = corpus, settings, pace
         self._attempts = 0
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -69,24 +73,23 @@ class Site:
         said = self.folder / f"said{self._attempts}"
         path_style = ("storage.addressing_style=path", TIMEOUTS)
         resolved = tiny(self.uri, self._corpus, *path_style, *self._settings, *settings)
-        code = run(
-            resolved,
-            plan or Plan(),
-            prepare=partial(_set_out, {**proxy.environ, **environ}, said, self.pid, self.no_dns),
-        )
+        prepare = partial(_set_out, {**proxy.environ, **environ}, said, self.folder, self._pace)
+        code = run(resolved, plan or Plan(), prepare=prepare)
         lines = said.read_text().splitlines()
         log = tuple(json.loads(line) for line in lines if line.startswith("{"))
         return Attempt(code, log, "\n".join(line for line in lines if not line.startswith("{")))
 
-    @property
-    def pid(self) -> Path:
-        """Holds the id of the process under way."""
-        return self.folder / "pid"
+    def signal(self, number: int) -> None:
+        """Send a signal to the process under way."""
+        os.kill(int((self.folder / "pid").read_text()), number)
 
-    @property
-    def no_dns(self) -> Path:
-        """While this file is there, the process resolves no name."""
-        return self.folder / "no-dns"
+    def forbid_names(self) -> None:
+        """From now on no process of this site resolves a name."""
+        (self.folder / "no-dns").touch()
+
+    def allow_names(self) -> None:
+        """End what `forbid_names` began."""
+        (self.folder / "no-dns").unlink(missing_ok=True)
 
     def records(self) -> list[Record]:
         """The commit log."""
@@ -117,25 +120,33 @@ class Site:
         return open_store(self.uri, PATH).read("metrics.prom").decode()
 
 
-def _set_out(environ: Mapping[str, str], said: Path, pid: Path, no_dns: Path) -> None:
-    """In the process that is to run the job: where it finds the store, what it writes where, and no sleep."""
+def _set_out(environ: Mapping[str, str], said: Path, folder: Path, pace: float) -> None:
+    """In the process that is to run the job: where the store is, where to write, no sleep, a slower step."""
     import botocore.endpoint
 
     from job.infra.logs import configure_logging
+    from job.training import text
 
     os.environ.update(environ)
-    pid.write_text(str(os.getpid()))
+    (folder / "pid").write_text(str(os.getpid()))
     os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
     configure_logging("json", "info")
     botocore.endpoint.time = Hurried()
-    resolve = socket.getaddrinfo
+    socket.getaddrinfo = partial(_resolve, socket.getaddrinfo, folder / "no-dns")
+    batches = text.Text.batches
+    text.Text.batches = lambda *arguments: _paced(batches(*arguments), pace)  # type: ignore[method-assign]
 
-    def unless_forbidden(*arguments: Any, **more: Any) -> Any:
-        if no_dns.exists():
-            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-        return resolve(*arguments, **more)
 
-    socket.getaddrinfo = unless_forbidden
+def _resolve(resolve: Callable[..., Any], forbidden: Path, *arguments: Any, **more: Any) -> Any:
+    if forbidden.exists():
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+    return resolve(*arguments, **more)
+
+
+def _paced(batches: Iterable[Any], pace: float) -> Iterator[Any]:
+    for batch in batches:
+        time.sleep(pace)
+        yield batch
 
 
 def note_faults(*proxies: FaultProxy) -> Counter[str]:
