@@ -47,8 +47,10 @@ check: $(VENV)/.dev ## Style, types, architecture
 format: $(VENV)/.dev ## Put the code into its one style
 	$(VENV)/bin/ruff check --fix . ; $(VENV)/bin/ruff format .
 
-chaos: $(VENV)/.dev $(VENV)-s3/.installed ## Kills and stops at every numbered point, on both back ends (long)
-	$(VENV)/bin/python -m pytest tests/chaos -m "slow or not slow"
+chaos: $(VENV)/.dev $(VENV)-s3/.installed ## Kills, stops and storage faults in large numbers; writes reliability-report.json (long)
+	@mkdir -p build && rm -f build/evidence
+	RELIABILITY_EVIDENCE=build/evidence $(VENV)/bin/python -m pytest tests/chaos -m "slow or not slow"; code=$$?; \
+	$(VENV)/bin/python -m tests.chaos.report build/evidence build && exit $$code
 
 mutants: $(VENV)/.dev $(VENV)-s3/.installed ## Faults put into the code, each of which has to turn a test red
 	$(VENV)/bin/python -m tests.chaos.mutants
