@@ -45,6 +45,11 @@ class Request:
         return cls(number, method, target, key, headers)
 
     @property
+    def query(self) -> dict[str, str]:
+        """The target's parameters."""
+        return {name: values[0] for name, values in parse_qs(urlsplit(self.target).query).items()}
+
+    @property
     def operation(self) -> Operation:
         """The method, or LIST for the listing of a bucket."""
         return "LIST" if self.method == "GET" and "list-type=" in self.target else self.method  # type: ignore[return-value]
