@@ -263,7 +263,8 @@ class Conversation:
                 entry.fault.act(entry.request)
             return self._break()
         if entry.fault.edit:
-            body = entry.fault.edit(entry.request, body)
+            if entry.status < 300:  # an error stays the error it is
+                body = entry.fault.edit(entry.request, body)
             self._client.sock.sendall(_with_length(answer, len(body)) + body)
             return True
         self._client.sock.sendall(_with_length(answer, len(body)) + body[: len(body) // 2])

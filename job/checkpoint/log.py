@@ -14,6 +14,7 @@ from job.infra.object_store import ObjectStore
 
 _TRIES = 8
 _GAP = 1000  # records in a row that may be missing from a listing and are looked for one by one
+_READS = 2  # of a record that is not what it says: it may have been bent on the way only
 Draft = Callable[[int, str | None], Record]  # (seq, hash of the record before it) -> the record to write
 
 
@@ -66,12 +67,18 @@ class CommitLog:
         return True
 
     def _read(self, seq: int) -> None:
-        try:
-            self.records.append(parse(self._store.read(log_key(seq)), seq))
-        except KeyError:
-            self.damaged[seq] = f"record {seq} is missing"
-        except DamagedRecord as error:
-            self.damaged[seq] = str(error)
+        for _ in range(_READS):
+            try:
+                record = parse(self._store.read(log_key(seq)), seq)
+            except KeyError:
+                self.damaged[seq] = f"record {seq} is missing"
+                return
+            except DamagedRecord as error:
+                self.damaged[seq] = str(error)
+            else:
+                self.damaged.pop(seq, None)
+                self.records.append(record)
+                return
 
     def append(self, draft: Draft, attempt: str, term: int | None) -> Record:
         """Commit the record that `draft` makes for the next free place.
