@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import structlog
 
 from job.checkpoint import history
 from job.checkpoint.events import EventLog, facts_key, parse_lines, past_events
@@ -108,3 +109,15 @@ def test_cut_and_foreign_lines_are_left_out():
     whole = b'{"attempt":1,"event":"step","number":1,"step":1}'
 
     assert len(parse_lines(whole + b"\nnot json\n[1]\n{}\n" + whole[:20])) == 1
+
+
+def test_a_damaged_segment_is_said(objects, tmp_path):
+    """A segment that stays other than its record says is warned of by its key; its lines that can be read are kept."""
+    Attempt(objects, tmp_path).train(5).save()
+    key = next(key for key in objects.keys("events/") if key.endswith("s000000000005.jsonl"))
+    objects.objects[key] = objects.objects[key].replace(b"1.0", b"7.0", 1)
+    with structlog.testing.capture_logs() as said:
+        again = Attempt(objects, tmp_path)
+
+    assert [(line["log_level"], line["key"]) for line in said] == [("warning", key)]
+    assert again.steps == [1, 2, 3, 4, 5]
