@@ -7,7 +7,7 @@ import pytest
 from job.infra.storage import open_store
 from tests.chaos.harness import Plan
 from tests.chaos.weather import PATH, note_faults
-from tests.fault_plans import WRONG, First, asks, edited
+from tests.fault_plans import WRONG, First, Rule, asks, edited
 
 MISREAD = edited("wrong", lambda _, body: body.replace(b"3", b"4"))
 SETTINGS = ("training.max_steps=20", "training.eval_every=10", "checkpoint.every=5")
@@ -46,3 +46,13 @@ def test_bent_history(stopped, site, through):
     assert (ended.code, calm.attempt(through()).code) == (0, 0), ended.said
     assert losses(stopped) == losses(calm)
     assert note_faults(proxy)["wrong"] >= 3
+
+
+def test_bent_objects(stopped, through, unbroken_run):
+    """Weights come bent when a run is continued: they are never trained on, and every bit is equal at the end."""
+    proxy = through(Rule(WRONG, asks("GET", key="data/.*safetensors"), [1]))
+    ended = stopped.attempt(proxy)
+
+    assert ended.code == 0, ended.said
+    assert stopped.outcome() == unbroken_run(*SETTINGS[:2])
+    assert note_faults(proxy)["wrong"] == 1

@@ -126,6 +126,19 @@ def test_listings_that_lag(run_twice, count):
     run_twice(f"listings lack {count}", Rule(lagging(count), asks("LIST", key="(log|data)/")))
 
 
+def test_a_run_that_is_complete_though_its_listing_lags(site, through):
+    """A listing that lacks the newest records, the completion among them, does not make a finished run begin again."""
+    place, proxy = site(*SETTINGS), through(Rule(lagging(2), asks("LIST", key="log/")))
+    codes = [place.attempt(through()).code]
+    before = place.records()
+    codes.append(place.attempt(proxy).code)
+
+    assert codes == [0, 0]
+    assert place.records() == before
+    note_faults(proxy)
+    evidence.case("R-08", cases=1, variant="listings lack the completion", works=True)
+
+
 def test_a_probe_that_is_not_listed(site, through):
     """A store that does not list at once what was written may be refused, in words."""
     said = refused(site, through, "the probe is not listed", Rule(lagging(1), asks("LIST", key="probe/")))
