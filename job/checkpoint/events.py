@@ -25,7 +25,7 @@ from job.infra.object_store import ObjectStore
 
 log = structlog.get_logger(__name__)
 VIEW = "events.jsonl"
-_READS = 2  # of a segment that is not what its record says: it may have been bent on the way only
+_READS = 5  # of a segment that is not what its record says: it may have been bent on the way only
 Event = dict[str, Any]
 
 

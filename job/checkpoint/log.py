@@ -14,7 +14,7 @@ from job.infra.object_store import ObjectStore
 
 _TRIES = 8
 _GAP = 1000  # records in a row that may be missing from a listing and are looked for one by one
-_READS = 2  # of a record that is not what it says: it may have been bent on the way only
+_READS = 5  # of a record that is not what it says: it may have been bent on the way only
 Draft = Callable[[int, str | None], Record]  # (seq, hash of the record before it) -> the record to write
 
 
