@@ -56,3 +56,22 @@ def test_bent_objects(stopped, through, unbroken_run):
     assert ended.code == 0, ended.said
     assert stopped.outcome() == unbroken_run(*SETTINGS[:2])
     assert note_faults(proxy)["wrong"] == 1
+
+
+def test_a_bent_probe(stopped, through):
+    """The probe comes bent at its first read: no reason to refuse the store for good."""
+    proxy = through(First(WRONG, asks("GET", key="probe/")))
+    ended = stopped.attempt(proxy)
+
+    assert ended.code == 0, ended.said
+    assert note_faults(proxy)["wrong"] == 1
+
+
+def test_every_object_bent_once(stopped, through, unbroken_run):
+    """Every object of every checkpoint comes bent at its first read: no reason to call the run lost."""
+    proxy = through(First(WRONG, asks("GET", key="data/")))
+    ended = stopped.attempt(proxy)
+
+    assert ended.code == 0, ended.said
+    assert stopped.outcome() == unbroken_run(*SETTINGS[:2])
+    assert note_faults(proxy)["wrong"] >= 2

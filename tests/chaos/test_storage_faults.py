@@ -221,3 +221,14 @@ def test_slow_uploads(site, through, unbroken_run):
     assert place.outcome() == unbroken_run(*SHORT[:2])
     note_faults(proxy)
     evidence.case("R-10", cases=1, equal=True)
+
+
+def test_a_probe_whose_answer_is_lost(site, through):
+    """The answer to the probe's first write is lost: its repetition meets 412, no reason to refuse the store."""
+    place, proxy = site(*SHORT), through(Rule(RESET_AFTER, asks("PUT", key="probe/"), [1]))
+    ended = place.attempt(proxy)
+
+    assert ended.code == 0, ended.said
+    assert [entry.status for entry in proxy.entries(asks("PUT", key="probe/"))] == [200, 412, 412]
+    note_faults(proxy)
+    evidence.case("R-07", cases=1)
