@@ -28,6 +28,7 @@ from job.infra.s3_errors import code, s3_errors, status
 
 _CHUNK = 1 << 20  # bytes of a body taken at once
 _RANGE = 16 << 20  # most bytes asked for at once: what is read is held in memory until its turn to be hashed
+_CHECKSUMS = "; if it does not know the newer checksums, set storage.checksums=when_required"
 _MAX_PARTS = 10_000  # of one upload, S3's limit
 _BODY_TRIES = 5
 _CONFLICT_TRIES = 5
@@ -118,6 +119,8 @@ class S3ObjectStore:
                         return False
                     if status(error) == 501 or code(error) == "NotImplemented":
                         self._do_without_conditions(error)
+                    elif status(error) == 400 and code(error) == "InvalidRequest" and self._checksum:
+                        raise ConfigError(f"{self.uri}: the store refuses a write ({error}){_CHECKSUMS}") from error
                     elif status(error) != 409:
                         raise
             time.sleep(0.1 * 2**attempt)
@@ -125,7 +128,8 @@ class S3ObjectStore:
 
     def _do_without_conditions(self, error: ClientError) -> None:
         if not self._single_writer_unsafe:
-            raise ConfigError(f"{self.uri}: {NO_CONDITIONS} (If-None-Match: *)") from error
+            hint = _CHECKSUMS if self._checksum else ""
+            raise ConfigError(f"{self.uri}: {NO_CONDITIONS} (If-None-Match: *){hint}") from error
         self._has_conditions = False
         log.warning(UNSAFE, run_uri=self.uri)
 

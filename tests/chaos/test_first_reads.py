@@ -30,7 +30,7 @@ ERRORS = {
     "names": (69, "Could not connect to the endpoint URL"),
     "refused": (69, "Could not connect to the endpoint URL"),
     "tls": (69, "CERTIFICATE_VERIFY_FAILED"),
-    "timeout": (69, "[Tt]ime(d )?out"),
+    "timeout": (69, "[Tt]ime(d )?out|stood still"),
 }
 ANSWERS = {
     "401": refuse(401, "Unauthorized"),
