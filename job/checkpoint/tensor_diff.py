@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from job.checkpoint.tensor_file import BITS, StoredTensor
+from job.tensor_file import BITS, StoredTensor
 
 _ELEMENTS = 1 << 20  # compared at once
 _UNSIGNED = {8: "u1", 16: "<u2", 32: "<u4", 64: "<u8"}

@@ -17,11 +17,11 @@ from job.checkpoint.events import past_events
 from job.checkpoint.record import Record
 from job.checkpoint.store import CheckpointStore
 from job.checkpoint.tensor_diff import compare
-from job.checkpoint.tensor_file import DamagedTensors, StoredTensor, read_contents
 from job.checkpoint.verify import Rejected, fetch
 from job.config import Config
 from job.errors import DataError
 from job.infra.storage import open_store
+from job.tensor_file import DamagedTensors, StoredTensor, read_contents
 
 _STATE = "state.json"
 _SECTIONS = ("config", "identity", "numerics", "code", "corpus", "eval")

@@ -16,11 +16,11 @@ from job.checkpoint.choice import choose, open_run
 from job.checkpoint.events import facts_key, parse_lines
 from job.checkpoint.record import FORMAT, Record, StoredObject, log_key
 from job.checkpoint.store import RUN_KEY, CheckpointStore
-from job.checkpoint.tensor_file import DamagedTensors, read_contents
 from job.config import Config
 from job.data.order import DataOffset, passed_over
 from job.infra.object_store import ObjectStore
 from job.infra.storage import open_store
+from job.tensor_file import DamagedTensors, read_contents
 
 log = structlog.get_logger(__name__)
 _HINT = "latest.json"  # for people: never read by a resume, but it remembers the log's end

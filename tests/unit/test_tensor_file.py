@@ -9,7 +9,7 @@ import torch
 from safetensors.numpy import save_file
 
 from job.checkpoint.tensor_diff import compare
-from job.checkpoint.tensor_file import DamagedTensors, read_contents
+from job.tensor_file import DamagedTensors, read_contents
 from job.training.tensors import to_safetensors
 
 TWO = {
