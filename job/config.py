@@ -15,6 +15,11 @@ from job.errors import ConfigError
 
 Period = int | Literal["epoch"]
 DEFAULT_CORPUS = "builtin:python-docs"
+WEIGHTS_HOSTS = (  # OpenAI's own, and mirrors
+    "https://openaipublic.blob.core.windows.net/gpt-2/models/{size}",
+    "https://huggingface.co/openai-community/{name}/resolve/main",
+    "https://f001.backblazeb2.com/file/LLMs-from-scratch/gpt2/{size}",
+)
 
 
 def _require(*rules: tuple[bool, str]) -> None:
@@ -112,6 +117,7 @@ class DataConfig:
     workers: int = 0  # loader processes
     cache_dir: str | None = None  # unset: $XDG_CACHE_HOME/gpt-pretrain-job, or ~/.cache/gpt-pretrain-job
     max_bytes: int = 1 << 40  # of one download, and of one file after decompression
+    weights_hosts: tuple[str, ...] = WEIGHTS_HOSTS  # folders with GPT-2 by {size} or {name}, tried in this order
 
     def __post_init__(self) -> None:
         _require(

@@ -44,6 +44,11 @@ class CharTokenizer:
         self._numbers[self._points] = np.arange(len(self._points), dtype=np.int32)
         self.vocab_size = len(self._points)
 
+    @property
+    def numbers(self) -> dict[str, int]:
+        """Character -> token."""
+        return {chr(point): number for number, point in enumerate(self._points.tolist())}
+
     def encode(self, text: str) -> Tokens:
         """Characters -> their numbers. DataError names one that is not in the alphabet."""
         points = code_points(text)

@@ -37,6 +37,21 @@ class BpeTokenizer:
         self.vocab_size = self._encoding.n_vocab
         self.end_of_text = self._special_tokens.get(END_OF_TEXT)
 
+    @property
+    def pattern(self) -> str:
+        """Regular expression that divides text into words."""
+        return self._pattern
+
+    @property
+    def ranks(self) -> Mapping[bytes, int]:
+        """Token bytes -> token."""
+        return self._ranks
+
+    @property
+    def special_tokens(self) -> Mapping[str, int]:
+        """Text -> token, for tokens that no ordinary text becomes."""
+        return self._special_tokens
+
     def encode(self, text: str) -> Tokens:
         """A prompt's tokens: <|endoftext|> in it is that token, where there is one."""
         return self._encode(text, {END_OF_TEXT} & self._special_tokens.keys())
@@ -85,3 +100,21 @@ class BpeTokenizer:
         if hasattr(self._encoding, "encode_to_numpy"):
             return self._encoding.encode_to_numpy(text, allowed_special=special, disallowed_special=())
         return np.array(self._encoding.encode(text, allowed_special=special, disallowed_special=()), np.uint32)
+
+
+def merged_from(ranks: Mapping[bytes, int]) -> dict[bytes, tuple[bytes, bytes]]:
+    """Which two tokens each longer one is merged from, in the order of merging; those that no merge makes are left out.
+
+    Ranks do not say it, and do: a token's own bytes, merged by all that merge before it, are these two.
+    """
+    found = {}
+    for token, rank in sorted(ranks.items(), key=lambda entry: entry[1]):
+        parts = [token[place : place + 1] for place in range(len(token))]
+        while len(parts) > 2:
+            least, place = min((ranks.get(parts[n] + parts[n + 1], rank), n) for n in range(len(parts) - 1))
+            if least >= rank:
+                break
+            parts[place : place + 2] = [parts[place] + parts[place + 1]]
+        if len(parts) == 2:
+            found[token] = (parts[0], parts[1])
+    return found

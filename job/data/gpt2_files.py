@@ -22,6 +22,7 @@ NUMBERS = Asset(
 )
 # GPT-2's pattern in the form that tiktoken uses: the same words, found faster.
 PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
+PUBLISHED_SHA256 = "af19cc7f3207ced4ba36966490fa773370845e4c44518bbd4b1dc86e3e276608"  # of the tokenizer they make
 
 
 def gpt2_tokenizer(config: DataConfig, advance: Advance) -> BpeTokenizer:
@@ -34,7 +35,7 @@ def gpt2_tokenizer(config: DataConfig, advance: Advance) -> BpeTokenizer:
     with folder_errors(f"read {merges} and {numbers}"):
         ranks = _ranks(merges.read_text(encoding="utf-8"))
         published = json.loads(numbers.read_bytes())
-    if {_bytes(token): number for token, number in published.items() if token != END_OF_TEXT} != ranks:
+    if {byte_token(token): number for token, number in published.items() if token != END_OF_TEXT} != ranks:
         raise DataError(f"{merges} and {numbers} do not number the same tokens")
     return BpeTokenizer("gpt2", PATTERN, ranks, {END_OF_TEXT: published[END_OF_TEXT]})
 
@@ -70,12 +71,18 @@ def _ranks(merges: str) -> dict[bytes, int]:
     """
     ranks = {bytes([byte]): rank for rank, byte in enumerate(_BYTES.values())}
     for line in merges.splitlines()[1:]:
-        ranks[_bytes(line.replace(" ", ""))] = len(ranks)
+        ranks[byte_token(line.replace(" ", ""))] = len(ranks)
     return ranks
 
 
-def _bytes(token: str) -> bytes:
-    return bytes(_BYTES[character] for character in token)
+def byte_token(shown: str) -> bytes:
+    """A token's bytes from the way GPT-2's files write it. KeyError names a character that stands for no byte."""
+    return bytes(_BYTES[character] for character in shown)
+
+
+def shown_token(token: bytes) -> str:
+    """A token as GPT-2's files write it."""
+    return "".join(_CHARACTERS[byte] for byte in token)
 
 
 def _byte_characters() -> dict[str, int]:
@@ -86,3 +93,5 @@ def _byte_characters() -> dict[str, int]:
 
 
 _BYTES = _byte_characters()
+_CHARACTERS = {byte: character for character, byte in _BYTES.items()}
+BYTE_TOKENS = tuple(_BYTES)  # the 256 single bytes as the files write them, in the order of their tokens
