@@ -14,6 +14,7 @@ import structlog
 
 from job.cli_checkpoints import checkpoints
 from job.cli_options import config_at, config_options, json_option, model_options, print_json, resolve
+from job.cli_weights import weights
 from job.config import plain
 from job.config_file import render_toml
 from job.errors import Interrupted, JobError
@@ -250,6 +251,7 @@ def generate(
 
 
 main.add_command(checkpoints)
+main.add_command(weights)
 
 
 @main.group()

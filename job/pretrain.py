@@ -26,6 +26,7 @@ from job.infra.progress import Progress
 from job.infra.signals import StopSignal
 from job.infra.status import RunStatus
 from job.infra.storage import local_folder, open_store
+from job.training.finetuning import is_starting_point, known_of, stored_tokenizer, take_over
 from job.training.finish import finish
 from job.training.learner import Learner, build_learner
 from job.training.narrator import Channels, Narrator
@@ -70,16 +71,18 @@ def pretrain(
     ):
         checkpoints = CheckpointStore(open_store(config.run_uri, config.storage, pulse.beat, single_writer_unsafe))
         newest = _newest(checkpoints, restart_from_scratch)
+        resolved = take_over(resolved, newest)
+        config = resolved.config
         if newest:
             _require_same(resolved, newest, identity(config))
             if _already_complete(config, checkpoints, newest, status):
                 return
             _stand_on(status, checkpoints, newest, config.tokens_per_step)
-        text = read_text(config, metrics.phase, advance)
-        facts = _facts(config, text)
+        text = read_text(config, metrics.phase, advance, stored_tokenizer(checkpoints, newest))
+        facts = _facts(config, text, newest)
         if newest:
             _require_same(resolved, newest, facts["identity"])
-        numerics = choose_numerics(config.runtime, newest.facts["numerics"] if newest else None)
+        numerics = choose_numerics(config.runtime, newest.facts.get("numerics") if newest else None)
         may_delete = _claim(checkpoints, restart_from_scratch, single_writer_unsafe)
         metrics.phase("restoring")
         metrics.describe(facts["code"]["packages"], gpu_use if numerics.device == "cuda" else None)
@@ -157,7 +160,8 @@ def _newest(checkpoints: CheckpointStore, restart_from_scratch: bool) -> Record 
 
 def _require_same(resolved: ResolvedConfig, newest: Record, asked: dict[str, Any]) -> None:
     config = resolved.config
-    require_same(newest.facts["identity"], asked, config.run_uri, default_run_uri(resolved.preset, config))
+    own_run = default_run_uri(resolved.preset, config)
+    require_same(newest.facts["identity"], known_of(newest, asked), config.run_uri, own_run)
 
 
 def _already_complete(config: Config, checkpoints: CheckpointStore, newest: Record, status: RunStatus) -> bool:
@@ -184,8 +188,9 @@ def _stand_on(status: RunStatus, checkpoints: CheckpointStore, newest: Record, t
     status.checkpoint = checkpoints.folder_of(newest)
 
 
-def _facts(config: Config, text: Text) -> dict[str, Any]:
+def _facts(config: Config, text: Text, newest: Record | None) -> dict[str, Any]:
     """What every record of this attempt says about the run."""
+    imported = newest.facts.get("imported") if newest else None
     own = run_identity(config, text.corpus.fingerprint, text.tokenizer.sha256)
     return {
         "config": plain(config),
@@ -194,6 +199,7 @@ def _facts(config: Config, text: Text) -> dict[str, Any]:
         "code": code_facts(),
         "tokenizer_sha256": text.tokenizer.sha256,
         "corpus": text.facts(),
+        **({"imported": imported} if imported else {}),
     }
 
 
@@ -242,7 +248,7 @@ def _announce(
     """Say what this attempt starts from, what was passed over and what will not be the same as before."""
     for record, reason in loaded.rejected if loaded else ():
         trainer.narrator.rejected(record.step, reason.reason, str(reason))
-    if loaded:
+    if loaded and not is_starting_point(loaded.record):
         _compare(trainer, loaded.record)
     trainer.narrator.resumed_with(trainer.state.eval_train_loss, trainer.state.val_loss, trainer.state.seconds)
     trainer.narrator.started(

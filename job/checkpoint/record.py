@@ -204,6 +204,7 @@ _OPTIONAL: Mapping[str, Callable[[Any], bool]] = {
     "identity": _is_mapping,
     "config": lambda value: _is_mapping(value) and _is_mapping(value.get("checkpoint")),
     "numerics": _is_mapping,
+    "imported": _is_mapping,
     "corpus": lambda value: _is_mapping(value) and _is_count(value.get("windows")),
     "data_offset": _is_count,
     "tokens": _is_count,

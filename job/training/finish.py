@@ -1,4 +1,4 @@
-"""What is left to do once the last step is saved: the test split, the picture, the record of completion.
+"""What is left to do once the last step is saved: the test split, the export, the picture, the record of completion.
 
 Each part can be done again; the record comes last, so a finish that was cut is simply repeated.
 """
@@ -15,6 +15,7 @@ from job.errors import JobError
 from job.infra.object_store import ObjectStore
 from job.report.plots import plot_losses
 from job.training.evaluation import SplitLoss
+from job.training.export import export
 from job.training.resume import load_newest
 from job.training.tensors import MODEL, load_model
 from job.training.trainer import Trainer
@@ -24,15 +25,16 @@ PLOT = "report/loss.png"
 
 
 def finish(trainer: Trainer, checkpoints: CheckpointStore) -> Record:
-    """Measure the test split with the best checkpoint, draw the losses, and write the record of completion."""
+    """Test and export the best checkpoint, draw the losses, and write the record of completion."""
     trainer.narrator.phase("finishing")
-    tested = measure_test(trainer, checkpoints)
+    best = take_best(trainer, checkpoints)
+    tested = measure_test(trainer, best)
+    publish_export(trainer, best, checkpoints.objects)
     publish_plot(trainer.narrator.events.events, checkpoints.objects)
     trainer.narrator.ended(0, "complete")
     trainer.narrator.publish(checkpoints)
     last, state = checkpoints.last, trainer.state
-    if last is None:
-        raise RuntimeError("a run is finished only after its last step was saved")
+    assert last is not None  # take_best would have raised
     record = checkpoints.complete(
         {
             "step": state.step,
@@ -50,24 +52,40 @@ def finish(trainer: Trainer, checkpoints: CheckpointStore) -> Record:
     return record
 
 
-def measure_test(trainer: Trainer, checkpoints: CheckpointStore) -> SplitLoss | None:
-    """The loss of the best checkpoint on the test split; None when the run has no such split.
+def take_best(trainer: Trainer, checkpoints: CheckpointStore) -> Record:
+    """The best checkpoint that can be read, whose parameters are the learner's from here on; else the last.
 
-    The learner's parameters become those of that checkpoint: they are saved, and not needed any more.
+    What the learner had is saved, and not needed any more.
     """
+    best, last = history.best(checkpoints.records), checkpoints.last
+    if last is None:
+        raise RuntimeError("a run is finished only after its last step was saved")
+    if best is None or best.seq == last.seq:
+        return last
+
+    def load(folder: Path, _: Record) -> None:
+        load_model(folder, trainer.learner.model)
+
+    return load_newest(checkpoints, [best, last], load, {MODEL}).record
+
+
+def measure_test(trainer: Trainer, record: Record) -> SplitLoss | None:
+    """The loss of that checkpoint on the test split; None when the run has no such split."""
     if "test" not in trainer.evaluator.sets:
         return None
-    best = history.best(checkpoints.records)
-    last = checkpoints.last
-    if best is not None and last is not None and best.seq != last.seq:
-
-        def load(folder: Path, _: Record) -> None:
-            load_model(folder, trainer.learner.model)
-
-        last = load_newest(checkpoints, [best, last], load, {MODEL}).record
     measured = trainer.evaluator.measure(trainer.learner.model, "test")
-    trainer.narrator.tested(last.step if last else trainer.state.step, measured)
+    trainer.narrator.tested(record.step, measured)
     return measured
+
+
+def publish_export(trainer: Trainer, record: Record, objects: ObjectStore) -> None:
+    """Write `export/<step>/` of that checkpoint; one that cannot be written can be made again by command."""
+    folder, model = f"export/{record.step}", trainer.learner.model
+    try:
+        export(objects, folder, model, trainer.text.tokenizer, trainer.config, record.facts)
+    except (JobError, OSError, ValueError, RuntimeError, MemoryError) as error:
+        again = f"gpt-job weights export --run {objects.uri} --checkpoint {record.step} --to FOLDER"
+        log.warning("not exported", error=str(error), by_hand=again)
 
 
 def publish_plot(events: list[dict[str, object]], objects: ObjectStore) -> None:

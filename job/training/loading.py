@@ -27,12 +27,12 @@ class LoadedRun:
     """A model in evaluation mode, and what belongs to it.
 
     Args:
-        record: The checkpoint it is from.
+        record: The checkpoint it is from; None for weights that are no run's.
         config: The config it was saved with.
         numerics: What it computes with here.
     """
 
-    record: Record
+    record: Record | None
     config: Config
     model: GPT
     tokenizer: Tokenizer

@@ -46,9 +46,9 @@ def _finite(values: Tensor) -> bool:
     return bool(np.isfinite(values.numpy()).all())
 
 
-def to_safetensors(tensors: Mapping[str, Tensor]) -> Content:
+def to_safetensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> Content:
     """A safetensors file of contiguous host tensors, in pieces: the header, then each tensor's own memory."""
-    header: dict[str, object] = {}
+    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
     for name, tensor in sorted(tensors.items()):
         start, end = end, end + tensor.nbytes

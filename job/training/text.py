@@ -82,8 +82,13 @@ def evaluation_set(split: SplitFiles, config: Config, count: int | None) -> Eval
     return EvaluationSet(split.open(), starts, split.bytes / split.tokens)
 
 
-def read_text(config: Config, phase: Callable[[Phase], None], advance: Callable[[], None]) -> Text:
-    """Pull and tokenize the corpus, or find that done; says what it holds.
+def read_text(
+    config: Config,
+    phase: Callable[[Phase], None],
+    advance: Callable[[], None],
+    tokenizer: Tokenizer | None = None,
+) -> Text:
+    """Pull and tokenize the corpus, or find that done; says what it holds. Unset, the settings say which tokenizer.
 
     Raises:
         NotFoundError, DataError, AccessError, StorageError: The corpus cannot be had, or is not what it should be.
@@ -91,7 +96,7 @@ def read_text(config: Config, phase: Callable[[Phase], None], advance: Callable[
     phase("pulling")
     corpus = pull(config.data, lambda uri: open_store(uri, config.storage), advance)
     phase("tokenizing")
-    tokenizer = build_tokenizer(config.data, corpus, advance)
+    tokenizer = tokenizer or build_tokenizer(config.data, corpus, advance)
     files = prepare(corpus, tokenizer, config.data, advance)
     require_windows(files, config.data.split, config.model.context_length)
     order = Order(config.data.order, files.train.tokens, config.model.context_length, config.window_stride, config.seed)

@@ -17,22 +17,24 @@ MAY_IMPORT = {
     "errors": set(),
     "config": {"errors"},
     "config_file": {"errors", "config"},
+    "tensor_file": set(),
     "infra": {"errors", "config"},
-    "model": {"errors", "config"},
+    "model": {"errors", "config", "tensor_file"},
     "data": {"errors", "config", "infra"},
-    "checkpoint": {"errors", "config", "infra"},
+    "checkpoint": {"errors", "config", "infra", "tensor_file"},
     "report": {"errors", "config", "infra"},
     "training": GROUND | {"infra", "model", "data", "checkpoint", "report"},
 }
-COMMANDS = {"pretrain", "prepare", "evaluate", "generate", "checkpoints"}
+COMMANDS = {"pretrain", "prepare", "evaluate", "generate", "checkpoints", "weights"}
 BELOW_COMMANDS = set(MAY_IMPORT)
 MAY_IMPORT |= dict.fromkeys(COMMANDS, BELOW_COMMANDS)
 MAY_IMPORT |= {
     "cli_options": GROUND,
     "cli_checkpoints": GROUND | {"cli_options", "checkpoints"},
-    "cli": GROUND | {"infra", "cli_options", "cli_checkpoints"} | COMMANDS,
+    "cli_weights": GROUND | {"infra", "cli_options", "weights"},
+    "cli": GROUND | {"infra", "cli_options", "cli_checkpoints", "cli_weights"} | COMMANDS,
     "__main__": {"cli"},
-    "__init__": set(),
+    "__init__": {"config_file", "model", "training"},
 }
 
 FILES = sorted(ROOT.rglob("*.py"))
