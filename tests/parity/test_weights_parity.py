@@ -17,7 +17,7 @@ from job.model.weights import find_weights, load_weights
 from job.training.export import export_files
 from tests.tensorflow.bundle import write_bundle
 from tests.unit.data_support import config_for, published, still
-from tests.unit.weights_support import listed, model
+from tests.unit.weights_support import listed, model, openai_sizes, openai_variables
 
 transformers = pytest.importorskip("transformers", reason="needs transformers, the other implementation of GPT-2")
 
@@ -64,17 +64,9 @@ def test_the_same_as_openai_would_save_it(theirs, tmp_path):
     there, tokens = theirs
     if not there.config.tie_word_embeddings or there.config.activation_function != "gelu_new":
         pytest.skip("OpenAI's format has neither an untied head nor ReLU")
-    names = {".weight": "/w", ".bias": "/b"}
-    found = {}
-    for name, tensor in there.transformer.state_dict().items():
-        path, dot, end = name.rpartition(".")
-        path = path.replace("h.", "h", 1) if path.startswith("h.") else path
-        last = "/g" if "ln_" in path and end == "weight" else "" if path in ("wte", "wpe") else names[dot + end]
-        matrix = tensor[None] if last == "/w" else tensor
-        found["model/" + path.replace(".", "/") + last] = matrix.numpy()
-    sizes = {name: getattr(there.config, name) for name in ("n_layer", "n_head", "n_embd")}
-    sizes |= {"n_ctx": there.config.n_positions, "n_vocab": there.config.vocab_size}
-    folder = write_bundle(tmp_path, found, sizes, shards=3)
+    there.save_pretrained(tmp_path / "theirs")
+    same = load_weights(find_weights(listed(tmp_path / "theirs"), "here"))
+    folder = write_bundle(tmp_path / "openai", openai_variables(same), openai_sizes(same), shards=3)
 
     close(load_weights(find_weights(listed(folder), "here"))(tokens), there(tokens).logits)
 

@@ -26,11 +26,15 @@ from job.data.alphabets import ByteTokenizer
 from job.data.loader import Batch
 from job.infra.device import choose_numerics
 from job.infra.storage import open_store
+from job.model.weights import find_weights, load_weights
 from job.training.learner import build_learner
 from job.training.loading import load_run
 from job.training.resume import load_newest
 from job.training.snapshot import HostMemory, take_snapshot
 from job.training.state import TrainingState, restore
+from tests.tensorflow.bundle import write_bundle
+from tests.unit.weights_support import listed, openai_sizes, openai_variables, write_huggingface
+from tests.unit.weights_support import model as small_model
 
 LAYERS, WIDTH = 8, 512
 MODEL = 4 * (LAYERS * (12 * WIDTH**2 + 13 * WIDTH) + (257 + 8 + 2) * WIDTH)  # bytes of 25 million parameters
@@ -144,3 +148,28 @@ def test_a_model_for_use_is_loaded_once(folder):
 def test_a_run_to_continue_is_loaded_once(folder):
     """At most model and moments, their largest tensor once more, and a margin."""
     assert 2.9 * MODEL < in_a_process(load_to_continue, folder) < 3 * MODEL + LARGEST + MARGIN
+
+
+def load_weights_of_others(folder):
+    """Bytes that the model took at most, from a folder in each layout that turns every matrix."""
+    found = []
+    for layout in ("huggingface", "openai"):
+        files = listed(folder / layout)
+        load_weights(find_weights(listed(folder / "small"), "small"))  # what torch imports for its first load
+        with peak() as seen:
+            model = load_weights(find_weights(files, layout))
+        assert model.parameter_count * 4 == MODEL
+        found.append(max(seen))
+        del model
+    return found
+
+
+def test_weights_of_others_are_loaded_once(folder):
+    """At most the model, its largest tensor once more, and a margin, though every matrix lies the other way round."""
+    ours = fresh_learner(settings(folder), restoring=False).model
+    write_huggingface(folder / "huggingface", ours)
+    write_bundle(folder / "openai", openai_variables(ours), openai_sizes(ours))
+    write_huggingface(folder / "small", small_model())
+
+    for found in in_a_process(load_weights_of_others, folder):
+        assert 0.9 * MODEL < found < MODEL + LARGEST + MARGIN

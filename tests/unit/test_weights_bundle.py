@@ -13,8 +13,9 @@ from job.model.table import MAX_ENTRIES, read_table
 from job.model.tensor_bundle import read_bundle
 from job.model.wire import Damaged, checksum
 from tests.tensorflow import bundle
+from tests.tensorflow.bundle import write_bundle
 from tests.tensorflow.numbers import HPARAMS, variables
-from tests.unit.weights_support import listed, loaded, model, parameters, same
+from tests.unit.weights_support import listed, loaded, model, openai_sizes, openai_variables, parameters, same
 
 KEPT = Path(tests.tensorflow.__file__).parent / "checkpoint"
 INDEX, DATA = "model.ckpt.index", "model.ckpt.data-00000-of-00001"
@@ -52,14 +53,14 @@ def test_the_model_that_tensorflow_wrote():
 @pytest.mark.parametrize("shards", [1, 2, 16])
 def test_any_number_of_files(tmp_path, shards):
     """Tensors are found in whichever data file they are."""
-    folder = bundle.write_bundle(tmp_path, variables(), HPARAMS, shards)
+    folder = write_bundle(tmp_path, variables(), HPARAMS, shards)
 
     assert same(loaded(folder), loaded(KEPT))
 
 
 def test_a_flipped_bit_in_a_tensor_is_named(tmp_path):
     """One bit of one weight is noticed by the tensor's checksum, and the error names file and tensor."""
-    folder = bundle.write_bundle(tmp_path, variables(), HPARAMS)
+    folder = write_bundle(tmp_path, variables(), HPARAMS)
     data = bytearray((folder / DATA).read_bytes())
     data[-1] ^= 1
     (folder / DATA).write_bytes(data)
@@ -164,7 +165,7 @@ def test_no_table(tmp_path):
 
 def test_several_checkpoints_in_a_folder(tmp_path):
     """Of several, the one that the file `checkpoint` names is read."""
-    folder = bundle.write_bundle(tmp_path, variables(), HPARAMS)
+    folder = write_bundle(tmp_path, variables(), HPARAMS)
     (folder / "old.index").write_bytes(b"nothing")
     (folder / "checkpoint").write_text('model_checkpoint_path: "model.ckpt"\n')
 
@@ -174,12 +175,7 @@ def test_several_checkpoints_in_a_folder(tmp_path):
 def test_logits_do_not_depend_on_the_layout(tmp_path):
     """A model of ours, written as OpenAI would, computes the same."""
     ours = model(vocab_size=19, n_layer=3, context_length=8)
-    there = {}
-    for name, parameter in parameters(ours).items():
-        turned = parameter.T[None] if ".c_" in name and name.endswith("weight") else parameter
-        path, end = name.replace("h.", "h", 1).rsplit(".", 1) if name.startswith("h.") else name.rsplit(".", 1)
-        end = {"weight": "/g" if "ln_" in path else "/w" if ".c_" in path else "", "bias": "/b"}[end]
-        there["model/" + path.replace(".", "/") + end] = turned.contiguous().numpy()
+    folder = write_bundle(tmp_path, openai_variables(ours), openai_sizes(ours))
     tokens = torch.arange(8)[None]
 
-    assert torch.equal(loaded(bundle.write_bundle(tmp_path, there, HPARAMS))(tokens), ours(tokens))
+    assert torch.equal(loaded(folder)(tokens), ours(tokens))

@@ -49,6 +49,25 @@ def write_huggingface(folder, found, tensors=None, files=None, **config):
     return folder
 
 
+def openai_variables(found):
+    """Variables as OpenAI's checkpoints have them."""
+    there = {}
+    for name, parameter in parameters(found).items():
+        path, _, end = name.rpartition(".")
+        path = path.replace("h.", "h", 1) if path.startswith("h.") else path
+        matrix = ".c_" in path and end == "weight"
+        kind = {"weight": "/g" if "ln_" in path else "/w" if matrix else "", "bias": "/b"}[end]
+        tensor = parameter.T[None].contiguous() if matrix else parameter
+        there["model/" + path.replace(".", "/") + kind] = tensor.numpy()
+    return there
+
+
+def openai_sizes(found):
+    """What `hparams.json` says."""
+    sizes = {name: getattr(found.config, name) for name in ("n_layer", "n_head", "n_embd")}
+    return sizes | {"n_ctx": found.config.context_length, "n_vocab": found.vocab_size}
+
+
 def listed(folder):
     """The files of a folder by name."""
     return {path.name: path for path in folder.iterdir() if path.is_file()}
