@@ -13,8 +13,16 @@ import click
 import structlog
 
 from job.cli_checkpoints import checkpoints
-from job.cli_options import config_at, config_options, json_option, model_options, print_json, resolve
-from job.cli_weights import weights
+from job.cli_options import (
+    config_at,
+    config_options,
+    json_option,
+    model_options,
+    print_json,
+    resolve,
+    weights_option,
+)
+from job.cli_weights import weights as weights_group
 from job.config import plain
 from job.config_file import render_toml
 from job.errors import Interrupted, JobError
@@ -186,6 +194,7 @@ def prepare(preset: str | None, path: Path | None, overrides: tuple[str, ...], a
 
 @main.command()
 @model_options
+@weights_option
 @click.option("--split", "splits", multiple=True, type=click.Choice(SPLITS), help="Repeatable.")
 @click.option("--corpus", help="Measure on another text instead of the run's own.")
 @json_option
@@ -195,8 +204,10 @@ def evaluate(
     overrides: tuple[str, ...],
     run_uri: str | None,
     which: str,
+    *,
     splits: tuple[str, ...],
     corpus: str | None,
+    weights: str | None,
     as_json: bool,
 ) -> None:
     """Loss, perplexity and bits per byte of a run on whole splits.
@@ -208,7 +219,7 @@ def evaluate(
     stop = StopSignal(config.runtime.grace_seconds).install()
     from job.evaluate import evaluate as run  # noqa: PLC0415 - torch loads only now
 
-    losses = run(config, which, splits, corpus, stop.check)
+    losses = run(config, which, splits, corpus, stop.check, weights)
     if as_json:
         print_json(losses)
         return
@@ -222,6 +233,7 @@ def _short(value: float | None) -> str:
 
 @main.command()
 @model_options
+@weights_option
 @click.option("--prompt", required=True, help="Text to continue.")
 @click.option("--max-new-tokens", type=click.IntRange(min=0), default=100, show_default=True)
 @click.option("--temperature", type=float, default=0.0, show_default=True, help="0 takes the most probable token.")
@@ -251,7 +263,7 @@ def generate(
 
 
 main.add_command(checkpoints)
-main.add_command(weights)
+main.add_command(weights_group)
 
 
 @main.group()

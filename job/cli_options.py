@@ -14,6 +14,9 @@ from job.config_file import ResolvedConfig, load_config, preset_names
 Command = Callable[..., Any]
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+weights_option = click.option(
+    "--weights", metavar="URI", help="Weights instead of a run: gpt2:124M, a folder, https:// or s3://."
+)
 _RUN = click.option("--run", "run_uri", help="Folder or s3:// address of a run; unset: the config's own.")
 
 

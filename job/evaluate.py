@@ -11,12 +11,17 @@ from job.data.token_files import require_windows
 from job.errors import DataError
 from job.infra.storage import open_store
 from job.training.evaluation import Evaluator
-from job.training.loading import load_run
+from job.training.pretrained import load_for_use
 from job.training.text import evaluation_set
 
 
 def evaluate(
-    config: Config, which: str, splits: Sequence[str], corpus: str | None, advance: Callable[[], None]
+    config: Config,
+    which: str,
+    splits: Sequence[str],
+    corpus: str | None,
+    advance: Callable[[], None],
+    weights: str | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Loss, perplexity, bits per byte and tokens of each split.
 
@@ -26,12 +31,13 @@ def evaluate(
         splits: Those to measure; empty: all that have a window.
         corpus: A text to measure on instead of the run's own, whole; it counts as the test split.
         advance: Called as work moves; may raise to stop.
+        weights: Where weights are that are no run's; unset: the run.
 
     Raises:
         NotFoundError: There is no such run or checkpoint.
         DataError: A split has no window.
     """
-    run = load_run(config, which)
+    run = load_for_use(config, which, weights)
     data = replace(run.config.data, cache_dir=config.data.cache_dir, tokenizer_dir=config.data.tokenizer_dir)
     if corpus:
         data = replace(data, corpus=(corpus,), split=(0.0, 0.0, 1.0))

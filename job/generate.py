@@ -11,7 +11,8 @@ from job.data.tokenizer import Tokenizer
 from job.errors import ConfigError
 from job.model.generation import beam_search
 from job.model.generation import generate as continue_prompt
-from job.training.loading import LoadedRun, load_run
+from job.training.loading import LoadedRun
+from job.training.pretrained import load_for_use
 from job.training.randomness import generator_for
 
 
@@ -28,6 +29,7 @@ def generate(
     top_p: float | None,
     beams: int,
     seed: int,
+    weights: str | None = None,
 ) -> None:
     """Write the prompt and its continuation to `out`, or one line of JSON.
 
@@ -37,7 +39,7 @@ def generate(
     """
     if beams > 1 and (temperature or top_k is not None or top_p is not None):
         raise ConfigError(f"--beams {beams} searches and draws nothing: no --temperature, --top-k or --top-p with it")
-    run = load_run(config, which)
+    run = load_for_use(config, which, weights)
     tokens = run.tokenizer.encode(prompt).tolist()
     given = torch.tensor(tokens, dtype=torch.int64, device=run.device)
     new: Iterable[int]

@@ -44,6 +44,11 @@ def load_weights(config: Config, uri: str, advance: Callable[[], None] = lambda:
     return LoadedRun(None, own, model, tokenizer, numerics, device)
 
 
+def load_for_use(config: Config, which: str, weights: str | None) -> LoadedRun:
+    """The model of a command: of the weights that it names, else of the checkpoint `which` of the config's run."""
+    return load_weights(config, weights) if weights else load_run(config, which)
+
+
 def load_any(config: Config, uri: str, which: str) -> LoadedRun:
     """The model at `uri`, which is a run's address, an export's or that of weights."""
     if released_size(uri) or re.match(r"https?://", uri, re.IGNORECASE) or not _is_run(config, uri):

@@ -7,11 +7,14 @@ import pytest
 import torch
 
 import job
+from job.config_file import load_config
 from job.data.alphabets import ByteTokenizer
 from job.data.huggingface_tokenizer import huggingface_files
+from job.infra.storage import open_store
 from tests.integration.command import World, assignments, files
 from tests.unit.weights_support import model, same, write_huggingface
 
+CACHE = assignments("data.cache_dir=cache")
 FINETUNE = ("model.dropout=0.1", "training.max_steps=4", "checkpoint.every=2", "training.eval_every=2")
 
 
@@ -167,6 +170,44 @@ def test_the_card(tuned):
     assert all(said in card for said in (row["chain"], f"{row['val_loss']:.6f}", "corpus.txt", "2 heads of 4, width 8"))
 
 
+def test_weights_without_a_run(tuned, weights):
+    """generate and evaluate take weights in the place of a run, and say of the imported run the same."""
+    world, _, _ = tuned
+    measured = {}
+    for of in (("--weights", str(weights)), ("--run", "imported")):
+        said = world.gpt_job("evaluate", *of, "--corpus", "corpus.txt", "--json", *CACHE)
+        drawn = world.gpt_job("generate", *of, "--prompt", "line", "--max-new-tokens", "8", "--json")
+        measured[of[0]] = json.loads(said.stdout), json.loads(drawn.stdout)["tokens"]
+
+    assert measured["--weights"] == measured["--run"]
+
+
+@pytest.fixture
+def in_a_bucket(weights, s3_environment):
+    """The weights as objects below an address."""
+    address = s3_environment.fresh_uri()
+    store = open_store(address, load_config().config.storage)
+    for path in weights.iterdir():
+        store.put(path.name, [path.read_bytes()])
+    return address
+
+
+def test_weights_in_a_bucket(in_a_bucket, s3_environment, ours, tmp_path):
+    """Weights come from a bucket, become a run in it, and are exported into it."""
+    world = World.create(tmp_path / "world", s3_environment.environ)
+    run, out = s3_environment.fresh_uri(), s3_environment.fresh_uri()
+    codes = [
+        world.gpt_job("weights import", "--weights", in_a_bucket, "--run", run, *CACHE).code,
+        world.gpt_job("weights export", "--run", run, "--to", out).code,
+        world.gpt_job("weights export", "--run", run, "--to", "here").code,
+    ]
+
+    assert codes == [0, 0, 0]
+    assert same(job.load_model(out), ours)
+    assert same(job.load_model(run), ours)
+    assert same(job.load_model(str(world.folder / "here")), ours)
+
+
 @pytest.mark.parametrize("which", ["pytorch_model.bin", "model.safetensors"])
 def test_pickles_end_with_65(tmp_path, weights, world, which):
     """A pickle as weights ends the command with 65 and the way to convert it."""
@@ -180,9 +221,22 @@ def test_pickles_end_with_65(tmp_path, weights, world, which):
     assert "save_pretrained" in ending.reason
 
 
-def test_a_model_without_a_name_in_gpt2(tmp_path, finished):
-    """A run that GPT-2's format cannot hold is exported under our names, says why, and loads."""
-    ending = finished.world.copy(tmp_path).gpt_job("weights export", "--to", "out")
-    assert ending.code == 0
+def test_what_gpt2_cannot_express(tmp_path, world):
+    """A run that GPT-2's format cannot hold ends with an export under our names, says why, and loads."""
+    ending = world.train("model.final_norm=false", "training.max_steps=2")
+    (found,) = (world.run / "export").iterdir()
 
-    assert set(files(tmp_path / "world/out")) >= {"config.json", "model.safetensors", "README.md"}
+    assert ending.events("exported under our own names: GPT-2's format cannot express this model")[0]["reasons"] == [
+        "there is no norm before the head"
+    ]
+    assert same(job.load_model(str(found)), job.load_model(str(world.run)))
+
+
+def test_an_export_that_fails_ends_no_run(world):
+    """A run whose export cannot be written is complete, and says how to make it."""
+    (world.run).mkdir()
+    (world.run / "export").write_text("no folder can be made here")
+    ending = world.train("training.max_steps=2")
+
+    assert (ending.code, ending.summary["status"]) == (0, "complete")
+    assert "gpt-job weights export --run run" in ending.events("not exported")[0]["by_hand"]
