@@ -58,12 +58,12 @@ mutants: $(VENV)/.dev $(VENV)-s3/.installed ## Faults put into the code, each of
 bench: $(VENV)/.dev $(VENV)-s3/.installed ## What saving and loading cost, beside plain ways to do it (needs a quiet machine)
 	$(VENV)/bin/python -m pytest tests/benchmarks -m "slow or not slow" -s
 
-parity: $(VENV)/.parity ## The tutorials' and nanoGPT's results, trained for real (half an hour)
+parity: $(VENV)/.parity $(VENV)-tensorflow/.installed ## The tutorials' and nanoGPT's results, trained for real (half an hour)
 	$(VENV)/bin/python -m pytest tests/parity -m "slow or not slow" -s
 
 
 clean: ## Remove what was installed and cached here; runs stay
-	rm -rf $(VENV) $(VENV)-s3 .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info build
+	rm -rf $(VENV) $(VENV)-s3 $(VENV)-tensorflow .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info build
 
 # What the targets above stand on. Without an NVIDIA driver torch's small CPU build is taken where the index has one.
 $(VENV)/bin/python:
@@ -90,3 +90,10 @@ $(VENV)-s3: $(VENV)-s3/.installed
 $(VENV)-s3/.installed: $(VENV)/bin/python constraints-s3.txt
 	@$(PYTHON) -m venv $(VENV)-s3 && $(VENV)-s3/bin/python -m pip install -q -r constraints-s3.txt && touch $@ \
 		|| echo "no S3 server could be installed: the tests that need one will be skipped"
+
+# TensorFlow, to write the checkpoint again that the reader of OpenAI's files is held to.
+.PHONY: $(VENV)-tensorflow
+$(VENV)-tensorflow: $(VENV)-tensorflow/.installed
+$(VENV)-tensorflow/.installed: $(VENV)/bin/python constraints-tensorflow.txt
+	@$(PYTHON) -m venv $(VENV)-tensorflow && $(VENV)-tensorflow/bin/python -m pip install -q -r constraints-tensorflow.txt \
+		&& touch $@ || echo "TensorFlow could not be installed: the test that needs it will be skipped"
