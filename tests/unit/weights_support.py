@@ -41,7 +41,7 @@ def write_huggingface(folder, found, tensors=None, files=None, **config):
     facts = {**to_huggingface(Shape(found.config, found.vocab_size), None), **config}
     (folder / "config.json").write_text(json.dumps(facts))
     if files is None:
-        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        save_file(tensors, folder / "model.safetensors")
         return folder
     for file in set(files.values()):
         save_file({name: tensors[name] for name in tensors if files.get(name) == file}, folder / file)
