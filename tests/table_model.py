@@ -4,11 +4,13 @@ import torch
 from torch import Tensor
 
 V = 5
-PROMPT = torch.tensor([1, 2])
+PROMPT = [1, 2]
 
 
 class Table:
     """A model whose next token depends on the last one and the position, and which remembers what it was shown."""
+
+    vocab_size = V
 
     def __init__(self, seed: int = 0, context_length: int = 8) -> None:
         self.context_length = context_length

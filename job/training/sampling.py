@@ -8,6 +8,8 @@ from job.config import TrainingConfig
 from job.data.tokenizer import Tokenizer
 from job.model.generation import generate
 from job.model.gpt import GPT
+from job.model.rows import PlainRows
+from job.model.sampling import Sampling
 from job.training.randomness import generator_for
 
 
@@ -31,13 +33,11 @@ class Sampler:
 
     def draw(self, model: GPT, step: int) -> tuple[str, str]:
         """The prompt and how `model` goes on."""
-        tokens = torch.tensor(self.prompt, device=self.device)
         new = generate(
-            model,
-            tokens,
+            PlainRows(model, self.device),
+            self.prompt,
             max_new_tokens=self.config.sample_tokens,
-            temperature=self.config.sample_temperature,
-            top_k=self.config.sample_top_k,
+            sampling=Sampling(temperature=self.config.sample_temperature, top_k=self.config.sample_top_k),
             generator=generator_for(self.device, self.seed, "sample", step),
         )
         prompt = self.tokenizer.decode(self.prompt)

@@ -25,6 +25,8 @@ COMMANDS = {
     "greedy": PROMPT,
     "greedy with a seed": (*PROMPT, "--seed", "9"),
     "beams and chance": (*DRAWN, "--beams", "2"),
+    "prompts of a file": ("generate", "--prompts", "prompts.jsonl", "--batch", "2", "--json", "--dtype", "auto"),
+    "no prompt": ("generate",),
 }
 
 
@@ -33,6 +35,7 @@ def here(finished, tmp_path_factory) -> World:
     """A finished run of this module's own, and another text beside it."""
     world = finished.world.copy(tmp_path_factory.mktemp("cli"))
     (world.folder / "other.txt").write_text("line after line after line. " * 20)
+    (world.folder / "prompts.jsonl").write_text('"line 1"\n{"prompt": "a"}\n\n"line \\u20ac"\n')
     return world
 
 
@@ -112,7 +115,21 @@ def test_generate_is_greedy_by_default(said):
 def test_generate_refuses_beams_with_chance(said):
     """A beam search draws nothing: a temperature beside it is an error and not passed over."""
     assert said["beams and chance"].codes == {78}
-    assert "no --temperature, --top-k or --top-p" in said["beams and chance"].reason
+    assert "no --temperature, --top-k, --top-p or --repetition-penalty" in said["beams and chance"].reason
+
+
+def test_generate_continues_the_prompts_of_a_file(said):
+    """Each line of a file is a prompt, and each has its line of the answer, in order."""
+    answers = [json.loads(line) for line in said["prompts of a file"].stdout.splitlines()]
+
+    assert [answer["prompt"] for answer in answers] == ["line 1", "a", "line \u20ac"]
+    assert [len(answer["tokens"]) for answer in answers] == [100, 100, 100]
+
+
+def test_generate_wants_a_prompt(said):
+    """Without a prompt there is nothing to continue, and the message says how to give one."""
+    assert said["no prompt"].codes == {78}
+    assert "--prompt TEXT" in said["no prompt"].reason
 
 
 def test_checkpoints_are_listed_oldest_first(here, finished):

@@ -10,8 +10,11 @@ from torch import Tensor
 
 from job.config import ModelConfig
 from job.errors import ConfigError
-from job.model.generation import beam_search, generate, next_token_probabilities
+from job.model.beams import beam_search
+from job.model.generation import Continuations, generate
 from job.model.gpt import GPT
+from job.model.rows import PlainRows
+from job.model.sampling import Sampling, next_token_probabilities, penalize_repetition
 from tests.table_model import PROMPT, Table, V
 
 logit_rows = st.lists(st.floats(-20, 20, width=32), min_size=V, max_size=V)
@@ -109,16 +112,16 @@ def test_low_precision_logits():
 
 def test_greedy():
     """Greedy decoding takes the highest logit each time."""
-    model, expected = Table(), PROMPT.tolist()
+    model, expected = Table(), list(PROMPT)
     for _ in range(6):
         expected.append(int(model.next_logits(torch.tensor([expected])).argmax()))
 
-    assert list(generate(model, PROMPT, 6)) == expected[2:]
+    assert list(generate(PlainRows(model), PROMPT, 6)) == expected[2:]
 
 
 def test_sampling_draws_as_the_tutorial_does():
     """Under a seed, top-k and temperature draw the tokens of softmax(logits / temperature) and multinomial."""
-    model, expected = Table(), PROMPT.tolist()
+    model, expected = Table(), list(PROMPT)
     generator = torch.Generator().manual_seed(123)
     for _ in range(6):
         logits = model.next_logits(torch.tensor([expected]))[0]
@@ -127,15 +130,17 @@ def test_sampling_draws_as_the_tutorial_does():
         masked[allowed] = logits[allowed] / 1.5
         expected.append(int(torch.multinomial(masked.softmax(0), 1, generator=generator)))
 
-    found = generate(model, PROMPT, 6, temperature=1.5, top_k=3, generator=torch.Generator().manual_seed(123))
+    drawing = Sampling(temperature=1.5, top_k=3)
+    found = generate(PlainRows(model), PROMPT, 6, drawing, torch.Generator().manual_seed(123))
 
     assert list(found) == expected[2:]
 
 
 def test_sampling_repeats():
     """The same generator state gives the same tokens, another state others."""
+    drawing = Sampling(temperature=1.0)
     first, again, other = (
-        list(generate(Table(context_length=40), PROMPT, 30, 1.0, generator=torch.Generator().manual_seed(seed)))
+        list(generate(PlainRows(Table(context_length=40)), PROMPT, 30, drawing, torch.Generator().manual_seed(seed)))
         for seed in (1, 1, 2)
     )
 
@@ -145,7 +150,7 @@ def test_sampling_repeats():
 def test_streaming():
     """Each token is known before the model is asked for the next one."""
     model = Table()
-    tokens = generate(model, PROMPT, 3)
+    tokens = generate(PlainRows(model), PROMPT, 3)
     next(tokens)
 
     assert len(model.seen) == 1
@@ -154,7 +159,7 @@ def test_streaming():
 def test_sliding_window():
     """A long prompt keeps its end, and past the context the window slides."""
     model = Table(context_length=3)
-    a, b = generate(model, torch.tensor([0, 1, 2, 3]), 2)
+    a, b = generate(PlainRows(model), [0, 1, 2, 3], 2)
 
     assert model.seen == [[[1, 2, 3]], [[2, 3, a]]]
     assert 0 <= b < V
@@ -162,21 +167,21 @@ def test_sliding_window():
 
 def test_stop_token():
     """A stop token ends the continuation and is not part of it; unasked, no token does."""
-    whole = list(generate(Table(), PROMPT, 6))
+    whole = list(generate(PlainRows(Table()), PROMPT, 6))
     stop = whole[3]
 
-    assert list(generate(Table(), PROMPT, 6, stop_token=stop)) == whole[: whole.index(stop)]
+    assert list(generate(PlainRows(Table()), PROMPT, 6, stop_token=stop)) == whole[: whole.index(stop)]
 
 
 def test_nothing_to_generate():
     """No new tokens asked for, none given."""
-    assert list(generate(Table(), PROMPT, 0)) == beam_search(Table(), PROMPT, 0, beams=2) == []
+    assert list(generate(PlainRows(Table()), PROMPT, 0)) == beam_search(PlainRows(Table()), PROMPT, 0, beams=2) == []
 
 
 def test_generating_leaves_training_on():
     """Between two tokens of a stream the model is in the mode, and torch in the gradient mode, of before."""
     model = GPT(ModelConfig(n_layer=1, n_head=1, n_embd=4, context_length=4, dropout=0.5), V)
-    stream = generate(model, PROMPT, 3)
+    stream = generate(PlainRows(model), PROMPT, 3)
     next(stream)
 
     assert model.training
@@ -193,15 +198,28 @@ def test_generating_leaves_training_on():
         ({"top_k": 0}, "top_k=0 must be at least 1"),
         ({"top_p": 0.0}, "top_p=0.0 must be above 0"),
         ({"top_p": 1.1}, "top_p=1.1 must be above 0 and at most 1"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty=0.0 must be above 0"),
+    ],
+)
+def test_refused_sampling(wrong, message):
+    """A way to choose without meaning cannot be built."""
+    with pytest.raises(ConfigError, match=message):
+        Sampling(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
         ({"max_new_tokens": -1}, "max_new_tokens=-1 must be at least 0"),
-        ({"tokens": torch.tensor([], dtype=torch.int64)}, "the prompt is empty"),
-        ({"tokens": torch.tensor([[1, 2]])}, r"the prompt's shape \(1, 2\) must be \(T,\)"),
+        ({"prompt": []}, "the prompt is empty"),
+        ({"prompt": [1, V]}, f"token {V} of the prompt is not among the {V} of the vocabulary"),
+        ({"prompt": [-1]}, "token -1 of the prompt is not among"),
     ],
 )
 def test_refused(wrong, message):
     """A value without meaning is refused at the call, before any token is asked for."""
     with pytest.raises(ConfigError, match=message):
-        generate(Table(), **{"tokens": PROMPT, "max_new_tokens": 3, **wrong})
+        generate(PlainRows(Table()), **{"prompt": PROMPT, "max_new_tokens": 3, **wrong})
 
 
 def test_all_refusals_at_once():
@@ -210,3 +228,79 @@ def test_all_refusals_at_once():
         next_token_probabilities(rows(1, 2), temperature=-1, top_k=0, top_p=2)
 
     assert len(refused.value.problems) == 3
+
+
+def test_repetition_penalty():
+    """Logits of tokens that were there are divided by the penalty above 0 and multiplied below, once each."""
+    found = penalize_repetition(torch.tensor([4.0, -4.0, 2.0, -2.0]), [1, 0, 0], 2.0)
+
+    assert found.tolist() == [2.0, -8.0, 2.0, -2.0]
+
+
+def test_repetition_penalty_counts_the_prompt():
+    """With a penalty that nothing withstands, no token of the prompt or of the continuation comes again."""
+    model = Table()
+    model.logits = model.logits.abs()
+    found = list(generate(PlainRows(model), [1], 4, Sampling(repetition_penalty=1e9)))
+
+    assert sorted([1, *found]) == list(range(V))
+
+
+def news_of(continuations):
+    """Tokens and finish reason of each prompt, and how many prompts each step brought something to."""
+    tokens, reasons, together = {}, {}, []
+    while continuations:
+        news = continuations.step()
+        together.append(len(news))
+        for number, token, reason in news:
+            tokens.setdefault(number, []).extend([] if token is None else [token])
+            reasons[number] = reason
+    return tokens, reasons, together
+
+
+PROMPTS = [[0], [1, 2, 3, 4], [2, 2], [3, 1, 0], [4] * 7]
+
+
+@pytest.mark.parametrize("capacity", [1, 2, 5, 9])
+def test_prompts_side_by_side(capacity):
+    """Prompts of different lengths have the continuations that each has alone, however many are read together."""
+    continuations = Continuations(PlainRows(Table()), 5, Sampling(temperature=1.0), capacity=capacity)
+    for number, prompt in enumerate(PROMPTS):
+        assert continuations.add(prompt, torch.Generator().manual_seed(number)) == number
+    tokens, reasons, together = news_of(continuations)
+
+    assert max(together) == min(capacity, len(PROMPTS))
+    assert set(reasons.values()) == {"length"}
+    for number, prompt in enumerate(PROMPTS):
+        drawn = generate(
+            PlainRows(Table()), prompt, 5, Sampling(temperature=1.0), torch.Generator().manual_seed(number)
+        )
+        assert tokens[number] == list(drawn)
+
+
+def test_a_row_is_used_again():
+    """A prompt that waits takes the place of one that stops, and each that stops says so."""
+    alone = [list(generate(PlainRows(Table()), prompt, 5)) for prompt in PROMPTS]
+    stop = alone[1][2]
+    continuations = Continuations(PlainRows(Table()), 5, stop_token=stop, capacity=2)
+    for prompt in PROMPTS:
+        continuations.add(prompt)
+    tokens, reasons, _ = news_of(continuations)
+
+    for number, whole in enumerate(alone):
+        assert tokens[number] == (whole[: whole.index(stop)] if stop in whole else whole)
+        assert reasons[number] == ("stop" if stop in whole else "length")
+
+
+def test_an_ended_prompt_is_not_continued():
+    """A prompt that is ended from outside, open or waiting, brings nothing more, and the others all they have."""
+    continuations = Continuations(PlainRows(Table()), 5, capacity=2)
+    for prompt in PROMPTS:
+        continuations.add(prompt)
+    continuations.step()
+    continuations.end(0)
+    continuations.end(3)
+    tokens, _, _ = news_of(continuations)
+
+    assert sorted(tokens) == [1, 2, 4]
+    assert tokens[4] == list(generate(PlainRows(Table()), PROMPTS[4], 5))
