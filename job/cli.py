@@ -196,7 +196,9 @@ def prepare(preset: str | None, path: Path | None, overrides: tuple[str, ...], a
 @model_options
 @weights_option
 @click.option("--split", "splits", multiple=True, type=click.Choice(SPLITS), help="Repeatable.")
-@click.option("--corpus", help="Measure on another text instead of the run's own.")
+@click.option("--corpus", help="Measure on another text (file, folder or address) instead of the run's own.")
+@click.option("--stride", type=click.IntRange(min=1), help="Score each token once, in windows this far apart.")
+@click.option("--batches", type=click.IntRange(min=1), help="Batches of the run's size to measure; unset: all.")
 @json_option
 def evaluate(
     preset: str | None,
@@ -204,22 +206,23 @@ def evaluate(
     overrides: tuple[str, ...],
     run_uri: str | None,
     which: str,
-    *,
-    splits: tuple[str, ...],
-    corpus: str | None,
-    weights: str | None,
     as_json: bool,
+    **what: Any,
 ) -> None:
-    """Loss, perplexity and bits per byte of a run on whole splits.
+    """Loss, perplexity and bits per byte of a run on its splits or another text.
+
+    Windows lie beside each other, as in training. With --stride N they overlap: each token is scored once, after at
+    least context - N others, which is how perplexities are published.
 
     \b
     gpt-job evaluate --run runs/quickstart-1a2b3c4d --checkpoint best --split validation
+    gpt-job evaluate --corpus my.txt --stride 128
     """
     config = config_at(run_uri, preset, path, overrides)
     stop = StopSignal(config.runtime.grace_seconds).install()
     from job.evaluate import evaluate as run  # noqa: PLC0415 - torch loads only now
 
-    losses = run(config, which, splits, corpus, stop.check, weights)
+    losses = run(config, which, stop.check, **what)
     if as_json:
         print_json(losses)
         return

@@ -12,16 +12,19 @@ from job.errors import DataError
 from job.infra.storage import open_store
 from job.training.evaluation import Evaluator
 from job.training.pretrained import load_for_use
-from job.training.text import evaluation_set
+from job.training.text import evaluation_set, strided_set
 
 
 def evaluate(
     config: Config,
     which: str,
-    splits: Sequence[str],
-    corpus: str | None,
     advance: Callable[[], None],
+    *,
+    splits: Sequence[str] = (),
+    corpus: str | None = None,
     weights: str | None = None,
+    stride: int | None = None,
+    batches: int | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Loss, perplexity, bits per byte and tokens of each split.
 
@@ -29,9 +32,13 @@ def evaluate(
         config: Where the run is and how to reach it.
         which: Checkpoint: best, last or a step.
         splits: Those to measure; empty: all that have a window.
-        corpus: A text to measure on instead of the run's own, whole; it counts as the test split.
         advance: Called as work moves; may raise to stop.
         weights: Where weights are that are no run's; unset: the run.
+        corpus: A text to measure on instead of the run's own, whole; it counts as the test split.
+        stride: Tokens from one window to the next, each token scored once with what is before it in its window;
+            unset: windows beside each other, as in training, and an incomplete last one left out.
+        batches: Windows to measure, in batches of the run's size: the first of the text with a stride, else those on
+            which training measures; unset: all.
 
     Raises:
         NotFoundError: There is no such run or checkpoint.
@@ -43,15 +50,18 @@ def evaluate(
         data = replace(data, corpus=(corpus,), split=(0.0, 0.0, 1.0))
     files = prepare(pull(data, lambda uri: open_store(uri, config.storage), advance), run.tokenizer, data, advance)
     measured = replace(run.config, data=data)
+    T = run.config.model.context_length
     if not corpus:
-        require_windows(files, data.split, run.config.model.context_length)
+        require_windows(files, data.split, T)
+    count = None if batches is None else batches * run.config.training.batch_size
+    needed = T + 1 if stride is None else 2
     sets = {
-        split.name: evaluation_set(split, measured, None)
+        split.name: evaluation_set(split, measured, count) if stride is None else strided_set(split, T, stride, count)
         for split in files.splits
-        if split.tokens > run.config.model.context_length
+        if split.tokens >= needed
     }
     if absent := [split for split in splits if split not in sets] or ([] if sets else ["test"]):
-        needed = run.config.model.context_length + 1
-        raise DataError(f"{', '.join(absent)}: no window of {needed} tokens (model.context_length + 1) to measure")
+        least = f"{needed} tokens" + (" (model.context_length + 1)" if stride is None else "")
+        raise DataError(f"{', '.join(absent)}: no window of {least} to measure")
     evaluator = Evaluator(sets, run.numerics, run.device, advance=advance)
     return {split: evaluator.measure(run.model, split).plain() for split in splits or sets}

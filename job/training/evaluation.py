@@ -13,6 +13,7 @@ from job.infra.device import Numerics
 from job.model.gpt import GPT, evaluating
 
 _LOGIT_BYTES = 256 << 20  # of one forward pass
+_NOT_SCORED = -100  # no token
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +52,19 @@ class SplitLoss:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationSet:
-    """The fixed windows on which a split is measured."""
+    """The fixed windows on which a split is measured.
+
+    Args:
+        starts: (N,) int64, where each window begins.
+        window: Tokens that the model reads of each; the token after them is a target too.
+        scored: (N,) int64, how many targets at the end of each window count; unset: all.
+    """
 
     tokens: TokenSplit
-    starts: np.ndarray  # (N,) int64: where each window begins
+    starts: np.ndarray
     bytes_per_token: float
+    window: int
+    scored: np.ndarray | None = None
 
 
 class Evaluator:
@@ -86,19 +95,41 @@ class Evaluator:
     def measure(self, model: GPT, split: str) -> SplitLoss:
         """The loss of `model` on the windows of `split`."""
         chosen = self.sets[split]
-        T = model.context_length
+        T = chosen.window
         rows = max(self._rows_at_least, _LOGIT_BYTES // (4 * T * model.vocab_size))
         total = 0.0
         with evaluating(model), torch.inference_mode():
             for first in range(0, len(chosen.starts), rows):
-                total += self._sum(model, chosen.tokens.windows(chosen.starts[first : first + rows], T + 1))
+                part = slice(first, first + rows)
+                windows = chosen.tokens.windows(chosen.starts[part], T + 1)
+                total += self._sum(model, windows, None if chosen.scored is None else chosen.scored[part])
                 self._advance()
-        count = len(chosen.starts) * T
+        count = len(chosen.starts) * T if chosen.scored is None else int(chosen.scored.sum())
         return SplitLoss(total / count, count, chosen.bytes_per_token)
 
-    def _sum(self, model: GPT, windows: np.ndarray) -> float:
-        """Windows (N, T + 1) int64 -> summed cross-entropy in nats."""
+    def _sum(self, model: GPT, windows: np.ndarray, scored: np.ndarray | None) -> float:
+        """Windows (N, T + 1) int64 -> nats that the last `scored` (N,) targets of each cost, or all of them."""
         tokens = torch.from_numpy(windows).to(self._device)
         with self._numerics.autocast():
             logits = model(tokens[:, :-1])
-        return float(F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten(), reduction="sum"))
+        targets = tokens[:, 1:]
+        if scored is not None:
+            T = targets.shape[1]
+            first = torch.from_numpy(T - scored).to(self._device)[:, None]
+            targets = targets.masked_fill(torch.arange(T, device=self._device) < first, _NOT_SCORED)
+        losses = F.cross_entropy(
+            logits.flatten(0, 1).float(), targets.flatten(), reduction="sum", ignore_index=_NOT_SCORED
+        )
+        return float(losses)
+
+
+def strided_windows(tokens: int, context_length: int, stride: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where windows begin, and how many targets at the end of each count, so that each token but the first counts once.
+
+    Each is predicted from at least `context_length - stride` tokens, where there are so many before it; this is how
+    perplexities are published (a stride of context_length gives consecutive windows). The last window is moved back
+    so that it ends where the text does.
+    """
+    T = min(context_length, tokens - 1)
+    ends = np.minimum(np.arange(T, tokens - 1 + stride, stride, dtype=np.int64), tokens - 1)  # targets before it
+    return ends - T, np.diff(ends, prepend=0)

@@ -14,10 +14,10 @@ from job.data.order import DataOffset, Order
 from job.data.prepare import prepare
 from job.data.token_files import SplitFiles, TokenFiles, require_windows
 from job.data.tokenizer import Tokenizer, build_tokenizer
-from job.errors import DataError
+from job.errors import ConfigError, DataError
 from job.infra.metrics import Phase
 from job.infra.storage import open_store
-from job.training.evaluation import EvaluationSet
+from job.training.evaluation import EvaluationSet, strided_windows
 
 log = structlog.get_logger(__name__)
 _PROMPT_TOKENS = 16
@@ -79,7 +79,20 @@ def evaluation_set(split: SplitFiles, config: Config, count: int | None) -> Eval
     if kind == "windows":
         count = min(count, order.windows)  # no window is measured twice
     starts = order.starts(np.arange(count, dtype=np.int64))
-    return EvaluationSet(split.open(), starts, split.bytes / split.tokens)
+    return EvaluationSet(split.open(), starts, split.bytes / split.tokens, T)
+
+
+def strided_set(split: SplitFiles, context_length: int, stride: int, count: int | None) -> EvaluationSet:
+    """The first `count` windows of a split, or all, each token scored once with much before it.
+
+    Raises:
+        ConfigError: The stride is not from 1 to the context length.
+    """
+    if not 1 <= stride <= context_length:
+        raise ConfigError(f"--stride {stride} must be from 1 to model.context_length={context_length}")
+    starts, scored = strided_windows(split.tokens, context_length, stride)
+    window = min(context_length, split.tokens - 1)
+    return EvaluationSet(split.open(), starts[:count], split.bytes / split.tokens, window, scored[:count])
 
 
 def read_text(
