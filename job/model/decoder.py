@@ -1,6 +1,5 @@
 """A GPT that remembers what it has read: a token costs one pass over the weights, whatever came before it."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -63,17 +62,17 @@ class Decoder:
         if T == 0 or end > cache.context_length:
             raise IndexError(f"{T} tokens after {start} do not fit a context of {cache.context_length}")
         H, D = self.config.n_head, self.config.head_width
-        future = torch.ones(T, end, dtype=torch.bool, device=self.device).triu(start + 1) if start else None
+        seen = torch.ones(T, end, dtype=torch.bool, device=self.device).tril(start) if start else None
 
         def attend(layer: int, qkv: Tensor) -> Tensor:
             q, k, v = qkv.view(T, 3, H, D).permute(1, 2, 0, 3)  # each (H, T, D)
             cache.write(layer, row, start, k, v)
-            if future is None:
-                heads = F.scaled_dot_product_attention(q[None], k[None], v[None], is_causal=True, scale=1.0)[0]
+            if seen is None:
+                heads = F.scaled_dot_product_attention(q[None], k[None], v[None], is_causal=True, scale=1.0)
             else:
-                scores = (q.to(cache.dtype) @ cache.keys[layer][row, :, :end].mT).masked_fill_(future, -math.inf)
-                heads = scores.softmax(-1) @ cache.values[layer][row, :, :end]
-            return heads.transpose(0, 1).reshape(T, H * D).to(self.dtype)
+                held = cache.keys[layer][row : row + 1, :, :end], cache.values[layer][row : row + 1, :, :end]
+                heads = F.scaled_dot_product_attention(q[None].to(cache.dtype), *held, attn_mask=seen, scale=1.0)
+            return heads[0].transpose(0, 1).reshape(T, H * D).to(self.dtype)
 
         numbers = torch.tensor(tokens, device=self.device)
         x = self._run(F.embedding(numbers, self._wte) + self._wpe[start:end], attend)
@@ -91,19 +90,17 @@ class Decoder:
             raise IndexError(f"{n} tokens for the {len(cache.lengths)} rows in use")
         positions = [min(length, cache.context_length - 1) for length in cache.lengths]
         end = max(positions) + 1
-        beyond = None
+        seen = None
         if min(positions) + 1 < end:
-            ends = torch.tensor(positions, device=self.device)[:, None, None, None]
-            beyond = torch.arange(end, device=self.device) > ends  # (n, 1, 1, end)
+            lasts = torch.tensor(positions, device=self.device)[:, None, None, None]
+            seen = torch.arange(end, device=self.device) <= lasts  # (n, 1, 1, end)
 
         def attend(layer: int, qkv: Tensor) -> Tensor:
             q, k, v = qkv.view(n, 3, H, D).unbind(1)  # each (n, H, D)
             cache.write_one(layer, positions, k, v)
-            scores = q[:, :, None].to(cache.dtype) @ cache.keys[layer][:n, :, :end].mT  # (n, H, 1, end)
-            if beyond is not None:
-                scores.masked_fill_(beyond, -math.inf)
-            heads = scores.softmax(-1) @ cache.values[layer][:n, :, :end]
-            return heads.view(n, H * D).to(self.dtype)
+            held = cache.keys[layer][:n, :, :end], cache.values[layer][:n, :, :end]
+            heads = F.scaled_dot_product_attention(q[:, :, None].to(cache.dtype), *held, attn_mask=seen, scale=1.0)
+            return heads.reshape(n, H * D).to(self.dtype)
 
         numbers, places = torch.tensor([list(tokens), positions], device=self.device)
         x = self._run(F.embedding(numbers, self._wte) + F.embedding(places, self._wpe), attend)
