@@ -266,6 +266,7 @@ def generate(
     which: str,
     texts: tuple[str, ...],
     prompt_file: str | None,
+    *,
     as_json: bool,
     weights: str | None,
     **options: Any,

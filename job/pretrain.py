@@ -105,24 +105,31 @@ def pretrain(
             stop=stop,
             advance=advance,
         )
-        try:
+        with _told(narrator, saver, checkpoints, config):
             _announce(resolved, trainer, checkpoints, loaded)
             ready()
             trainer.run()
             finish(trainer, checkpoints)
-        except Exception as error:
-            saver.close()
-            narrator.ended(getattr(error, "exit_code", 1), f"{type(error).__name__}: {error}")
-            kept_here = local_folder(config.run_uri) is not None
-            if isinstance(error, FencedError) and kept_here:
-                _give_back(narrator, checkpoints)
-            unreachable = isinstance(error, StorageError | AccessError) and not kept_here
-            if not unreachable and not isinstance(error, FencedError):
-                narrator.publish(checkpoints)
-            raise
-        finally:
-            narrator.close(config.observe.pushgateway_url)
         status.status = "complete"
+
+
+@contextmanager
+def _told(narrator: Narrator, saver: Saver, checkpoints: CheckpointStore, config: Config) -> Iterator[None]:
+    """Let the save under way end, and tell of the error, when the block ends with one."""
+    try:
+        yield
+    except Exception as error:
+        saver.close()
+        narrator.ended(getattr(error, "exit_code", 1), f"{type(error).__name__}: {error}")
+        kept_here = local_folder(config.run_uri) is not None
+        if isinstance(error, FencedError) and kept_here:
+            _give_back(narrator, checkpoints)
+        unreachable = isinstance(error, StorageError | AccessError) and not kept_here
+        if not unreachable and not isinstance(error, FencedError):
+            narrator.publish(checkpoints)
+        raise
+    finally:
+        narrator.close(config.observe.pushgateway_url)
 
 
 @contextmanager

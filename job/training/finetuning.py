@@ -89,7 +89,7 @@ def stored_tokenizer(checkpoints: CheckpointStore, record: Record | None) -> Tok
     if record is None or "imported" not in record.facts:
         return None
 
-    def load(folder: Path) -> Tokenizer:
+    def load(folder: Path, _: Record) -> Tokenizer:
         return load_tokenizer((folder / TOKENIZER).read_bytes())
 
     return load_newest(checkpoints, [record], load, {TOKENIZER}).value

@@ -27,6 +27,7 @@ SHORT = ("training.max_steps=20", "training.eval_every=10", "checkpoint.every=5"
 LOST = "checkpoint lost, the one before it stands, training goes on"
 UPLOADS = asks("PUT", "POST", key="data/")
 EVERYTHING = asks("LIST", "GET", "HEAD", "PUT", "POST", "DELETE")
+FACTS = {"chain": "0" * 64, "eval": {"val_loss": None}}
 
 
 @pytest.mark.parametrize("commits_made", [100, pytest.param(round(1000 * SCALE), marks=pytest.mark.slow)])
@@ -39,7 +40,7 @@ def test_own_records_are_recognised(s3_server, s3_environment, through, site, mo
     checkpoints.claim({})
     for step in range(1, commits_made):
         if step % 10 == 0:
-            checkpoints.save(Checkpoint(step=step, files={"state.json": [b"{}"]}, events=b"", facts={"chain": "0" * 64, "eval": {"val_loss": None}}))
+            checkpoints.save(Checkpoint(step=step, files={"state.json": [b"{}"]}, events=b"", facts=FACTS))
         else:
             checkpoints.prune([])
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", s3_server.endpoint)
