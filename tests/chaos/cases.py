@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from random import Random
 
+from tests.chaos import evidence
+
 SEED = int(os.environ.get("CHAOS_SEED", "1"))
 SCALE = float(os.environ.get("CHAOS_SCALE", "1"))
 ONLY = os.environ.get("CHAOS_CASE")
@@ -19,6 +21,8 @@ def cases(count: int) -> Iterator[tuple[int, Random]]:
     """Number and chance of each of `count` cases."""
     for number in numbers(count):
         yield number, Random(f"{SEED}/{number}")
+    test = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition("::")[2].partition(" ")[0]
+    evidence.add("random cases", test, len(numbers(count)))
 
 
 @contextmanager

@@ -20,12 +20,14 @@ from pathlib import Path
 
 from job.config_file import ResolvedConfig, load_config
 from job.errors import StorageError
+from tests.chaos import evidence
 
 VERBS = ("put", "create", "get", "digest", "read", "size", "keys", "delete", "unfinished", "abandon")
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["job.pretrain", "torch._dynamo", "tests.chaos.harness"])
 
 
+ENDS = {-9: "killed", 0: "complete", 75: "stopped"}
 Point = tuple[str, int]  # its kind, and how many of that kind were there before
 
 
@@ -148,6 +150,9 @@ def ended(process, plan: Plan = Plan()) -> int:
     if process.exitcode is None:
         process.kill()
         raise TimeoutError(f"{plan} did not end")
+    evidence.add("processes", ENDS.get(process.exitcode, f"ended with {process.exitcode}"))
+    if plan.kill_at and process.exitcode == -9:
+        evidence.add("points killed at", plan.kill_at[0])
     return process.exitcode
 
 

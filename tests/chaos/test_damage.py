@@ -23,7 +23,7 @@ from job.data.bpe import BpeTokenizer
 from job.data.tokenizer import load_tokenizer
 from job.errors import DataError
 from job.infra.logs import configure_logging
-from tests.chaos import reference, small_run
+from tests.chaos import evidence, reference, small_run
 from tests.chaos.cases import ONLY, SCALE, SEED
 from tests.chaos.harness import write_corpus
 from tests.chaos.mutations import mutate
@@ -58,6 +58,8 @@ def play(case, run, count):
             break
     wrong = answer.get() if not answer.empty() else [(before, f"the process ended with {process.exitcode}")]
     process.join()
+    evidence.add("mutated files", f"{case.__name__}: loaded wrongly or crashed", len(wrong))
+    evidence.add("mutated files", f"{case.__name__}: rejected, or loaded as what they say", len(numbers) - len(wrong))
     return [f"{what}; replay: CHAOS_SEED={SEED} CHAOS_CASE={number}" for number, what in wrong]
 
 
