@@ -38,7 +38,7 @@ prove: $(VENV)/.installed ## Kill a training again and again, and show that it e
 ##@ Development
 .PHONY: test check format chaos mutants bench parity clean
 test: $(VENV)/.dev $(VENV)-s3/.installed ## The whole per-commit suite
-	$(VENV)/bin/python -m pytest -m "not slow"
+	$(VENV)/bin/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 check: $(VENV)/.dev ## Style, types, architecture
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two tests run at once; threads of one that meet would wait for the other
+
 pytest.register_assert_rewrite("tests.contract.object_store_contract")
 
 from tests.s3_server import S3Server  # noqa: E402 - after the registration
