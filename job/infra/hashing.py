@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 _STRIDE = 8 << 20  # bytes between two looks whether the work has failed
+_LARGE = 32 << 20  # bytes from which a thread is worth its start, and the memory that this needs
 
 
 @contextmanager
@@ -17,6 +18,9 @@ def hashed(content: Sequence[bytes | memoryview]) -> Iterator[Callable[[], str]]
     twice costs memory bandwidth, hashing them first would cost the time.
     """
     failed = threading.Event()
+    if sum(memoryview(piece).nbytes for piece in content) < _LARGE:
+        yield lambda: _hash(content, failed)
+        return
     with ThreadPoolExecutor(1, "sha256") as pool:
         hashing = pool.submit(_hash, content, failed)
         try:
