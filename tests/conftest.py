@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # two tests run at once; threads of one that meet would wait for the other
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two tests run at once: threads would wait for each other
 
 pytest.register_assert_rewrite("tests.contract.object_store_contract")
 
