@@ -117,10 +117,11 @@ class Saver:
             StorageError: `checkpoint.max_failures` saves in a row were lost.
             DivergedError: The same, and the last one because the state was not finite.
         """
+        has_landed = self._flight is not None and self._flight.outcome.done()  # then what came before has ended too
         if self._pruning is not None and self._pruning.done():
             pruning, self._pruning = self._pruning, None
             self._pruned(pruning)
-        if self._flight is not None and self._flight.outcome.done():
+        if self._flight is not None and has_landed:
             flight, self._flight = self._flight, None
             self._landed(flight)
 
