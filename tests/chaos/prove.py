@@ -21,6 +21,7 @@ from job.checkpoint import history
 from job.checkpoint.choice import open_run
 from job.config import StorageConfig
 from job.infra.storage import open_store
+from tests.chaos import evidence
 from tests.chaos.outcome import Outcome, outcome
 
 ROOT = Path(__file__).parents[2]
@@ -244,6 +245,9 @@ def main(seed: int | None, kills: int) -> None:
         toll = under_fire(trial, "fire", random.Random(seed), kills)
         second = outcome(trial.run_uri("fire"), trial.folder / "fire-files")
         equal = verdict(first, second, toll, trial)
+    evidence.case(
+        "R-01 (gpt-job itself)", cases=1, kills=toll.kills, seed=seed, seconds=round(toll.seconds), equal=equal
+    )
     sys.exit(0 if equal else 1)
 
 

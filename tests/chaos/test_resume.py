@@ -9,12 +9,14 @@ import random
 
 import pytest
 
+from tests.chaos import evidence
 from tests.chaos.harness import Plan, points_of, run, tiny, write_corpus
 from tests.chaos.outcome import outcome
 
 SEED = int(os.environ.get("CHAOS_SEED", "1"))
 STEPS = 40
 KILLS = 30
+LEAST = 20  # kills at every kind of point
 
 
 @pytest.fixture(scope="module")
@@ -113,16 +115,27 @@ def test_killed_again_and_again(unbroken, corpus, tmp_path):
     assert outcome(f"{tmp_path}/run", tmp_path / "files") == expected
 
 
+def often_enough(points):
+    """Every point once, and those of a rare kind again until there are `LEAST` of it."""
+    kinds = {}
+    for kind, number in points:
+        kinds.setdefault(kind, []).append((kind, number))
+    return [
+        point for same in kinds.values() for point in itertools.islice(itertools.cycle(same), max(LEAST, len(same)))
+    ]
+
+
 @pytest.mark.slow
 def test_killed_at_every_point(unbroken, corpus, tmp_path):
-    """Killed with SIGKILL at each point there is, and continued: always equal to the unbroken run."""
+    """Killed with SIGKILL at each point there is, at least 20 times at each kind: always equal to the unbroken run."""
     expected, points = unbroken
-    unequal = []
+    unequal, killed = [], often_enough(points)
     folders = (tmp_path / str(number) for number in itertools.count())
-    for number, point in enumerate(points):
+    for number, point in enumerate(killed):
         resolved, code = kill_at(point, lambda: tiny(f"{next(folders)}/run", corpus))
         ends = code, run(resolved)
         if ends != (-9, 0) or outcome(resolved.config.run_uri, tmp_path / f"files{number}") != expected:
             unequal.append((point, ends))
 
     assert not unequal
+    evidence.case("R-01", kills=len(killed), equal=True)
