@@ -70,6 +70,7 @@ class Plan:
     valid: Callable[[str], bool] = lambda access_key: True
     refusal: tuple[int, str] = (400, "ExpiredToken")
     conditional: bool = True
+    wordless: int = 0  # answers of 404 that have lost their body
 
 
 class _Server(ThreadingHTTPServer):
@@ -204,6 +205,9 @@ class _S3Handler(BaseHTTPRequestHandler):
 
     def get_object(self, request, body, stall):
         if request.path not in self.server.objects:
+            if self.server.plan.wordless:
+                self.server.plan.wordless -= 1
+                return self.answer(status=404)
             return self.refuse(404, "NoSuchKey")
         content = self.server.objects[request.path]
         etag = f'"{len(content)}"'

@@ -19,9 +19,10 @@ from job.config import StorageConfig
 from job.errors import ConfigError
 from job.infra.buffers import Joined
 from job.infra.s3_credentials import Chain, RenewableCredentials
-from job.infra.s3_errors import s3_errors, stale_credentials, status
+from job.infra.s3_errors import code, s3_errors, stale_credentials, status
 from job.infra.watchdog import TRIES, Watch, Watchdog
 
+_GARBLED = 3  # answers in a row that do not say what is missing
 _RENEWALS = 2  # of one request's credentials
 
 
@@ -55,16 +56,19 @@ class Connection:
         return self._ask(verb, request)
 
     def _ask(self, verb: str, request: dict[str, Any]) -> dict[str, Any]:
-        renewals = _RENEWALS
+        renewals, again = _RENEWALS, _GARBLED
         while True:
             if isinstance(body := request.get("Body"), Joined):
                 body.seek(0)
             try:
                 answer: dict[str, Any] = getattr(self.client, verb)(**request)
             except ClientError as error:
-                if not renewals or not self._renewed(error):
+                if again and _is_garbled(verb, error):
+                    again -= 1
+                elif renewals and self._renewed(error):
+                    renewals -= 1
+                else:
                     raise
-                renewals -= 1
             else:
                 self.moved()
                 return answer
@@ -74,6 +78,11 @@ class Connection:
         if self._credentials is None or not (stale_credentials(error) or status(error) in {401, 403}):
             return False
         return self._credentials.renew(only_files=not stale_credentials(error))
+
+
+def _is_garbled(verb: str, error: ClientError) -> bool:
+    """Whether it is a 404 whose body, which says if it is the object or the bucket, was lost on the way."""
+    return verb == "get_object" and status(error) == 404 and code(error) in {"", "404"}
 
 
 def connect(config: StorageConfig, moved: Callable[[], None] = lambda: None) -> Connection:

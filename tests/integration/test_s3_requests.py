@@ -5,7 +5,7 @@ import os
 import pytest
 
 from job.config import StorageConfig
-from job.errors import ConfigError
+from job.errors import ConfigError, StorageError
 from job.infra.storage import open_store
 from tests.local_s3 import LocalS3, Plan
 
@@ -107,3 +107,19 @@ def test_a_stall_must_be_noticed_before_a_timeout():
         StorageConfig(stall_seconds=60)
     with pytest.raises(ConfigError, match=r"storage\.stall_seconds=0"):
         StorageConfig(stall_seconds=0)
+
+
+def test_a_404_that_says_nothing_is_asked_again(server):
+    """Which of object and bucket is missing stands in the body; where that was lost the question is put again."""
+    server.plan.wordless = 3
+
+    with pytest.raises(KeyError):
+        store().read("not here")
+
+
+def test_a_404_that_never_says_anything_is_no_absence(server):
+    """When nobody says that it is the object that is missing, it is not taken for missing."""
+    server.plan.wordless = 1_000
+
+    with pytest.raises(StorageError, match="404"):
+        store().read("not here")
