@@ -72,13 +72,13 @@ def chosen_points(points, count):
 def kill_at(point, fresh):
     """Run what `fresh` gives and kill it at this point, or at an earlier one if a skipped save left it out."""
     kind, number = point
-    while True:
+    for _ in range(20):  # on a busy machine even the first of its kind may be left out now and then
         resolved = fresh()
         code = run(resolved, Plan(kill_at=(kind, number)))
         if code != 0:
             return resolved, code
-        assert number, f"no {kind} in this run"
         number //= 2
+    raise AssertionError(f"no {kind} in these runs")
 
 
 def test_kills_reach_every_kind_of_point(unbroken):
