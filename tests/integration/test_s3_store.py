@@ -281,7 +281,7 @@ def test_busy_server(client, store, tmp_path, no_waiting):
 
 def test_page_that_is_not_from_s3(client, store):
     """A 404 that does not say NoSuchKey, as a proxy's, is StorageError and never a missing object."""
-    answer(client, "GetObject", _response(404, b"<html>not here</html>"))
+    answer(client, "GetObject", *[_response(404, b"<html>not here</html>") for _ in range(4)])  # it is asked again
     with pytest.raises(StorageError):
         store.read("a")
 
