@@ -10,11 +10,14 @@ _UNKNOWN = "\ufffd"
 class TextStream:
     """The text of one continuation, piece by piece; it ends before the first stop string.
 
+    The first is the one that is whole first, wherever the borders between tokens are: of "b" and "aba" in "aba" it
+    is "b". Of two that end together it is the longer one.
+
     A character that is not whole yet waits for its other bytes, and what may be the start of a stop string for the
     rest of it.
 
     Args:
-        stops: Texts that end the continuation and are not part of it, wherever the borders between tokens are.
+        stops: Texts that end the continuation and are not part of it.
         stopped: Whether one of them came.
         text: What was given so far.
     """
@@ -47,9 +50,9 @@ class TextStream:
         if self.stopped:
             return ""
         held = self._held + piece
-        found = [place for stop in self._stops if (place := held.find(stop)) >= 0]
+        found = [(place + len(stop), place) for stop in self._stops if (place := held.find(stop)) >= 0]
         self.stopped = bool(found)
-        keep = min(found) if found else len(held) - (0 if last else self._undecided(held))
+        keep = min(found)[1] if found else len(held) - (0 if last else self._undecided(held))
         given, self._held = held[:keep], held[keep:]
         self.text += given
         return given

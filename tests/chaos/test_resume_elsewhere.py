@@ -27,13 +27,13 @@ def corpus(tmp_path_factory):
 
 
 @pytest.fixture
-def train(corpus, monkeypatch):
+def train(corpus, monkeypatch, tmp_path):
     """Trains, or continues, the run in a store; its newest record."""
     threads = torch.get_num_threads()
 
     def run(objects, steps, *settings, text=corpus):
         monkeypatch.setattr(pretrain, "open_store", lambda *_: objects)
-        resolved = tiny("memory", text, *ALIKE, f"training.max_steps={steps}", *settings)
+        resolved = tiny(tmp_path / "run", text, *ALIKE, f"training.max_steps={steps}", *settings)
         pretrain.pretrain(resolved, StopSignal(30.0), SilentProgress(), RunStatus())
         checkpoints = CheckpointStore(objects)
         checkpoints.log.refresh()
@@ -44,12 +44,12 @@ def train(corpus, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def trained(corpus):
+def trained(corpus, tmp_path_factory):
     """A run of five steps with one thread in fp32; not to be written to."""
     objects, threads = MemoryObjectStore(), torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pretrain, "open_store", lambda *_: objects)
-        resolved = tiny("memory", corpus, *ALIKE, "training.max_steps=5")
+        resolved = tiny(tmp_path_factory.mktemp("run"), corpus, *ALIKE, "training.max_steps=5")
         pretrain.pretrain(resolved, StopSignal(30.0), SilentProgress(), RunStatus())
     torch.set_num_threads(threads)
     return objects

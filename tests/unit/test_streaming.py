@@ -1,7 +1,7 @@
 """Text that is given while tokens arrive."""
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from job.data.alphabets import ByteTokenizer, CharTokenizer
@@ -68,9 +68,20 @@ class Words(CharTokenizer):
 
 
 def test_the_first_stop_string_counts():
-    """Of several stop strings, also in one token, the one that begins first ends the text."""
+    """Of several stop strings, also in one token, the one that is whole first ends the text."""
     assert pieces("abcd", ["cd", "bc"])[1].text == "a"
     assert TextStream(Words(), ["W", "l", "o"]).add(0) == "he"
+
+
+def test_the_stop_string_that_is_whole_first_counts():
+    """A shorter stop string within a longer one ends the text, whether the rest comes in the same token or never."""
+    assert pieces("aba", ["b", "aba"])[1].text == "a"
+    assert TextStream(Words(), ["l", "ello"]).add(0) == "he"
+
+
+def test_of_stop_strings_that_end_together_the_longer_counts():
+    """Nothing of the longer one is left in the text."""
+    assert pieces("abc", ["c", "bc"])[1].text == "a"
 
 
 def test_an_empty_stop_string_is_none():
@@ -89,14 +100,15 @@ SHORT = st.text("ab\u20ac", min_size=1, max_size=3)
 
 
 @given(st.text() | st.text("ab\u20ac"), st.lists(SHORT, max_size=3))
+@example("aba", ["b", "aba"])
 def test_pieces_make_the_text(text, stops):
     """Whatever comes in, the pieces put together are the text up to the first stop string."""
     given_pieces, stream = pieces(text, stops)
     whole = BYTES.decode(BYTES.encode(text))
-    places = [place for stop in stops if (place := whole.find(stop)) >= 0]
+    ends = [(place + len(stop), place) for stop in stops if (place := whole.find(stop)) >= 0]
 
-    assert "".join(given_pieces) == stream.text == (whole[: min(places)] if places else whole)
-    assert stream.stopped == bool(places)
+    assert "".join(given_pieces) == stream.text == (whole[: min(ends)[1]] if ends else whole)
+    assert stream.stopped == bool(ends)
 
 
 @pytest.mark.parametrize("text", ["\U0001f600\u20ac\u00e4x", "\ufffd\ufffd"])
