@@ -218,6 +218,21 @@ def test_projection(activation, rows, packed, monkeypatch):
     torch.testing.assert_close(projection(weight, None, torch.float32)(x), x @ weight.T, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("activation", ["none", "gelu"])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_projection_in_bf16(activation, rows):
+    """One row, which has a kernel of its own, and several are the product in bf16; torch's switches stay."""
+    weight, bias, x = (torch.randn(shape).bfloat16() for shape in ((48, 32), (48,), (rows, 32)))
+    exact = torch.nn.functional.linear(x.double(), weight.double(), bias.double())
+    wanted = torch.nn.functional.gelu(exact, approximate="tanh") if activation == "gelu" else exact
+    before = torch.backends.mkldnn.enabled
+    found = projection(weight, bias, torch.bfloat16, activation)(x)
+
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.double(), wanted, rtol=0.02, atol=0.05)
+    assert torch.backends.mkldnn.enabled == before
+
+
 def test_weights_are_copied():
     """A decoder goes on with the weights it was made from when the model's change."""
     weight = torch.randn(5, 3)
