@@ -79,8 +79,10 @@ def changes(numerics: Numerics, stored: Mapping[str, Any]) -> list[str]:
 def apply_numerics(numerics: Numerics) -> torch.device:
     """Switch torch to `numerics`; returns the device."""
     torch.set_num_threads(numerics.threads)
-    if numerics.deterministic != torch.are_deterministic_algorithms_enabled():
-        torch.use_deterministic_algorithms(numerics.deterministic)  # loads torch's compiler: a second
+    if numerics.compile:
+        torch.use_deterministic_algorithms(numerics.deterministic)  # tells the compiler too, and so loads it: a second
+    else:
+        torch.set_deterministic_debug_mode("error" if numerics.deterministic else "default")
     if numerics.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False

@@ -5,13 +5,15 @@ Starting values are drawn in the order of construction: wte, wpe, each block's a
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from job.config import ModelConfig
 from job.errors import ConfigError
@@ -99,7 +101,7 @@ class TiedHead(nn.Module):
 
 
 class GPT(nn.Module):
-    """A GPT of the given shape, freshly initialized; on `torch.device("meta")` it takes no memory."""
+    """A GPT of the given shape, freshly initialized."""
 
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         super().__init__()
@@ -143,6 +145,25 @@ class GPT(nn.Module):
         with evaluating(self), torch.inference_mode():
             logits: Tensor = self.lm_head(self.hidden(tokens)[:, -1])
             return logits
+
+
+def unfilled(config: ModelConfig, vocab_size: int, device: torch.device | str) -> GPT:
+    """A GPT whose parameters have room and no values yet, on the meta device not even room."""
+    with torch.device(device), _NoStartingValues():
+        return GPT(config, vocab_size)
+
+
+class _NoStartingValues(TorchFunctionMode):
+    """Draws nothing for layers that are made inside: it would be for nothing, and on the meta device takes a second."""
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        given = kwargs or {}
+        return given.get("tensor") if function in _DRAWING else function(*args, **given)
+
+
+_DRAWING = (nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_)
 
 
 @contextmanager

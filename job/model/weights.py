@@ -14,7 +14,7 @@ import torch
 
 from job.errors import DataError, NotFoundError
 from job.model import names
-from job.model.gpt import GPT
+from job.model.gpt import GPT, unfilled
 from job.model.names import Naming
 from job.model.shapes import OWN_TYPE, Shape, from_huggingface, from_openai
 from job.model.stored import StoredTensor
@@ -94,12 +94,11 @@ def load_weights(weights: Weights, device: torch.device | str = "cpu") -> GPT:
     """
     if (layers := weights.shape.model.n_layer) > len(weights.tensors):
         raise DataError(f"{weights.where}: {len(weights.tensors)} tensors, fewer than the {layers} layers of the model")
-    with torch.device("meta"):
-        model = GPT(weights.shape.model, weights.shape.vocab_size)
-    parameters = dict(model.named_parameters())
+    outline = unfilled(weights.shape.model, weights.shape.vocab_size, "meta")
+    parameters = dict(outline.named_parameters())
     stored = _matched(weights, {name: tuple(parameter.shape) for name, parameter in parameters.items()})
     twin = stored.pop(names.HEAD, None) if weights.shape.model.tie_weights else None
-    model.to_empty(device=device)
+    model = unfilled(weights.shape.model, weights.shape.vocab_size, device)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(weights.naming.restored(name, stored[name].read()))

@@ -11,7 +11,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from job.config import Config
 from job.data.loader import Batch
 from job.infra.device import Numerics, apply_numerics
-from job.model.gpt import GPT
+from job.model.gpt import GPT, unfilled
 from job.training.optimizer import build_optimizer
 
 
@@ -98,7 +98,5 @@ def fresh_model(config: Config, vocab_size: int) -> GPT:
 
 
 def empty_model(config: Config, vocab_size: int, device: torch.device) -> GPT:
-    """A model whose parameters have room and no values yet: loading needs no second copy."""
-    with torch.device("meta"):
-        model = GPT(config.model, vocab_size)
-    return model.to_empty(device=device)
+    """A model whose parameters have room and no values yet."""
+    return unfilled(config.model, vocab_size, device)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from job.config import ModelConfig
-from job.model.gpt import GPT
+from job.model.gpt import GPT, unfilled
 
 V = 11
 SMALL = ModelConfig(n_layer=2, n_head=2, n_embd=8, context_length=6, init="torch")
@@ -96,6 +96,20 @@ def test_meta_forward():
         logits = GPT(replace(SMALL, init="gpt2"), V)(torch.zeros(2, 6, dtype=torch.int64))
 
     assert (logits.device.type, logits.shape) == ("meta", (2, 6, V))
+
+
+@pytest.mark.parametrize("init", ["torch", "gpt2"])
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_unfilled(init, device):
+    """A model that is to be loaded has all names and shapes, is tied, and draws no numbers."""
+    config = replace(SMALL, init=init)
+    wanted = {name: parameter.shape for name, parameter in GPT(config, V).named_parameters()}
+    before = torch.get_rng_state()
+    model = unfilled(config, V, device)
+
+    assert {name: parameter.shape for name, parameter in model.named_parameters()} == wanted
+    assert model.lm_head.weight is model.wte.weight
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_tied_head():
