@@ -197,6 +197,7 @@ def prepare(preset: str | None, path: Path | None, overrides: tuple[str, ...], a
 @weights_option
 @click.option("--split", "splits", multiple=True, type=click.Choice(SPLITS), help="Repeatable.")
 @click.option("--corpus", help="Measure on another text (file, folder or address) instead of the run's own.")
+@click.option("--window", type=click.IntRange(min=1), help="Tokens read at once; unset: the model's context.")
 @click.option("--stride", type=click.IntRange(min=1), help="Score each token once, in windows this far apart.")
 @click.option("--batches", type=click.IntRange(min=1), help="Batches of the run's size to measure; unset: all.")
 @json_option
@@ -212,11 +213,12 @@ def evaluate(
     """Loss, perplexity and bits per byte of a run on its splits or another text.
 
     Windows lie beside each other, as in training. With --stride N they overlap: each token is scored once, after at
-    least context - N others, which is how perplexities are published.
+    least window - N others, which is how perplexities are published.
 
     \b
     gpt-job evaluate --run runs/quickstart-1a2b3c4d --checkpoint best --split validation
     gpt-job evaluate --corpus my.txt --stride 128
+    gpt-job evaluate --weights gpt2:124M --preset verdict --window 256
     """
     config = config_at(run_uri, preset, path, overrides)
     stop = StopSignal(config.runtime.grace_seconds).install()

@@ -56,7 +56,7 @@ class Text:
         for split in self.files.splits:
             if split.tokens > config.model.context_length:
                 count = None if batches is None else batches * config.training.batch_size
-                sets[split.name] = evaluation_set(split, config, count)
+                sets[split.name] = evaluation_set(split, config, config.model.context_length, count)
         return sets
 
     def prompt(self, config: Config) -> list[int]:
@@ -70,9 +70,9 @@ class Text:
         return [int(token) for token in self.files.validation.open().window(0, count)]
 
 
-def evaluation_set(split: SplitFiles, config: Config, count: int | None) -> EvaluationSet:
-    """The first `count` windows in a split's own seeded order; unset: every window of it once."""
-    T = config.model.context_length
+def evaluation_set(split: SplitFiles, config: Config, window: int, count: int | None) -> EvaluationSet:
+    """The first `count` windows of `window` tokens in a split's own seeded order; unset: every window of it once."""
+    T = window
     kind = "windows" if count is None else config.data.order
     order = Order(kind, split.tokens, T, T, config.seed, "evaluation")
     count = order.windows if count is None else count
@@ -82,17 +82,17 @@ def evaluation_set(split: SplitFiles, config: Config, count: int | None) -> Eval
     return EvaluationSet(split.open(), starts, split.bytes / split.tokens, T)
 
 
-def strided_set(split: SplitFiles, context_length: int, stride: int, count: int | None) -> EvaluationSet:
+def strided_set(split: SplitFiles, window: int, stride: int, count: int | None) -> EvaluationSet:
     """The first `count` windows of a split, or all, each token scored once with much before it.
 
     Raises:
-        ConfigError: The stride is not from 1 to the context length.
+        ConfigError: The stride is not from 1 to the window.
     """
-    if not 1 <= stride <= context_length:
-        raise ConfigError(f"--stride {stride} must be from 1 to model.context_length={context_length}")
-    starts, scored = strided_windows(split.tokens, context_length, stride)
-    window = min(context_length, split.tokens - 1)
-    return EvaluationSet(split.open(), starts[:count], split.bytes / split.tokens, window, scored[:count])
+    if not 1 <= stride <= window:
+        raise ConfigError(f"--stride {stride} must be from 1 to the window of {window} tokens")
+    starts, scored = strided_windows(split.tokens, window, stride)
+    read = min(window, split.tokens - 1)
+    return EvaluationSet(split.open(), starts[:count], split.bytes / split.tokens, read, scored[:count])
 
 
 def read_text(

@@ -52,13 +52,30 @@ def test_batches(losses):
 def test_a_short_text(losses):
     """A text shorter than the context is refused by windows and measured by strides; one token alone cannot be."""
     assert losses("short.txt", stride=8)["tokens"] == len("line 12") - 1
-    with pytest.raises(DataError, match="no window of 65 tokens"):
+    with pytest.raises(DataError, match=r"test has 7 tokens, expected at least 65 .*--window"):
         losses("short.txt")
-    with pytest.raises(DataError, match="no window of 2 tokens"):
+    with pytest.raises(DataError, match="test has 1 tokens, expected at least 2"):
         losses("one.txt", stride=8)
 
 
+def test_windows_shorter_than_the_context(losses):
+    """The model reads as many tokens at once as it is told, and each costs more after fewer others."""
+    short = losses(window=16)
+
+    assert short["tokens"] == (LENGTH - 1) // 16 * 16
+    assert short["loss"] != losses()["loss"]
+    assert losses(window=T) == losses()
+
+
 def test_refused_stride(losses):
-    """A stride longer than the context would leave tokens out."""
-    with pytest.raises(ConfigError, match="--stride 65 must be from 1 to"):
+    """A stride longer than the window would leave tokens out."""
+    with pytest.raises(ConfigError, match="--stride 65 must be from 1 to the window of 64"):
         losses(stride=T + 1)
+    with pytest.raises(ConfigError, match="--stride 17 must be from 1 to the window of 16"):
+        losses(window=16, stride=17)
+
+
+def test_refused_window(losses):
+    """A window longer than the context has no positions."""
+    with pytest.raises(ConfigError, match=r"--window 65 must be at most model\.context_length=64"):
+        losses(window=T + 1)

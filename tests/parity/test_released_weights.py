@@ -13,11 +13,10 @@ import torch
 from job.config_file import load_config
 from job.data.weight_files import KNOWN_BYTES, find_weight_files
 from job.errors import JobError
+from job.evaluate import evaluate
 from job.infra.storage import open_store
 from job.model.generation import generate
-from job.training.evaluation import Evaluator
 from job.training.pretrained import load_weights
-from job.training.text import read_text
 from tests.unit.data_support import published, still
 
 HOST = "https://openaipublic.blob.core.windows.net/gpt-2/models/124M/hparams.json"
@@ -85,11 +84,9 @@ def test_greedy_continuation(released):
 
 
 @pytest.mark.parametrize(("split", "loss"), [("train", 3.75475), ("validation", 3.55962)])
-def test_losses_on_the_verdict(config, released, monkeypatch, split, loss):
+def test_losses_on_the_verdict(config, uri, released, monkeypatch, split, loss):
     """Windows of 256 tokens of the-verdict cost what the book's exercise 5.5 prints."""
     monkeypatch.setenv("GPT_JOB_ASSETS", str(published("the-verdict.txt").parent))
-    sets = read_text(config, lambda _: None, still, released.tokenizer).evaluation_sets(config, None)
-    monkeypatch.setattr(released.model, "context_length", config.model.context_length)
-    measured = Evaluator(sets, released.numerics, released.device).measure(released.model, split)
+    measured = evaluate(config, "last", lambda: None, weights=uri, window=256)
 
-    assert measured.loss == pytest.approx(loss, abs=1e-4)
+    assert measured[split]["loss"] == pytest.approx(loss, abs=1e-4)
