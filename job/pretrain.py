@@ -26,7 +26,7 @@ from job.infra.progress import Progress
 from job.infra.signals import StopSignal
 from job.infra.status import RunStatus
 from job.infra.storage import local_folder, open_store
-from job.training.finetuning import is_starting_point, known_of, stored_tokenizer, take_over
+from job.training.finetuning import known_of, stored_tokenizer, take_over
 from job.training.finish import finish
 from job.training.learner import Learner, build_learner
 from job.training.narrator import Channels, Narrator
@@ -215,8 +215,18 @@ def _claim(checkpoints: CheckpointStore, reset: bool, single_writer_unsafe: bool
     may_delete = probe(checkpoints.objects, checkpoints.attempt, single_writer_unsafe)
     if not may_delete:
         log.warning("storage refuses deletions: retention is off and every checkpoint stays")
+    left = history.checkpoints(checkpoints.records)
     checkpoints.claim({"owner": owner_facts(), "code": code_facts()}, reset)
+    if reset and left:
+        _started_over(left[-1])
     return may_delete
+
+
+def _started_over(left: Record) -> None:
+    """Say what the run leaves behind because a person asked for it."""
+    log.warning("started over from the seed: the checkpoints so far are not used again", last_step=left.step)
+    if origin := left.facts.get("imported"):
+        log.warning("the imported weights are left behind too; to begin with them, import into another run", **origin)
 
 
 def _restore(checkpoints: CheckpointStore, learner: Learner) -> Loaded[TrainingState]:
@@ -255,7 +265,7 @@ def _announce(
     """Say what this attempt starts from, what was passed over and what will not be the same as before."""
     for record, reason in loaded.rejected if loaded else ():
         trainer.narrator.rejected(record.step, reason.reason, str(reason))
-    if loaded and not is_starting_point(loaded.record):
+    if loaded and not history.is_starting_point(loaded.record):
         _compare(trainer, loaded.record)
     trainer.narrator.resumed_with(trainer.state.eval_train_loss, trainer.state.val_loss, trainer.state.seconds)
     trainer.narrator.started(

@@ -19,6 +19,11 @@ def checkpoints(records: Sequence[Record]) -> list[Record]:
     ]
 
 
+def is_starting_point(record: Record) -> bool:
+    """Whether nothing has been trained since the weights were imported: a checkpoint that no seed gives again."""
+    return "imported" in record.facts and "numerics" not in record.facts
+
+
 def was_reset(records: Sequence[Record]) -> bool:
     """Whether a person asked to start over and nothing has been saved since."""
     return any(record.kind == "fence" and record.facts["reset"] for record in records) and not checkpoints(records)
@@ -61,6 +66,7 @@ def prunable(records: Sequence[Record], keep_last: int, keep_every: int | None, 
         kept |= {record.seq for record in standing if record.step % keep_every == 0}
     if keep_best and (lowest := best(records)) is not None:
         kept.add(lowest.seq)
+    kept |= {record.seq for record in standing if is_starting_point(record)}
     pruned = {seq for record in records if record.kind == "prune" for seq in record.facts["pruned"]}
     there = [record for record in records if record.kind == "checkpoint" and record.seq not in pruned]
     return [record for record in there if record.seq not in kept]

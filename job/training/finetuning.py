@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from job.checkpoint.chain import GENESIS
+from job.checkpoint.history import is_starting_point
 from job.checkpoint.record import Record, canonical
 from job.checkpoint.store import Checkpoint, CheckpointStore
 from job.config import identity, identity_digest, plain
@@ -59,11 +60,6 @@ def starting_point(loaded: LoadedRun, origin: Mapping[str, Any]) -> Checkpoint:
 def weights_file(loaded: LoadedRun) -> Content:
     """The file of the model in a checkpoint."""
     return to_safetensors(model_tensors(loaded.model))
-
-
-def is_starting_point(record: Record) -> bool:
-    """Whether nothing has been trained since the weights were imported."""
-    return "imported" in record.facts and "numerics" not in record.facts
 
 
 def take_over(resolved: ResolvedConfig, record: Record | None) -> ResolvedConfig:

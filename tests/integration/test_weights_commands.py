@@ -105,6 +105,19 @@ def test_the_first_training_fixes_the_corpus(tuned, tmp_path):
     assert "corpus is" in ending.reason
 
 
+def test_starting_over_leaves_the_weights_behind(tuned, tmp_path):
+    """--restart-from-scratch begins with the seed and the settings' own shape, and says which weights it leaves."""
+    world = tuned[0].copy(tmp_path)
+    own = ("run_uri=fine", "data.corpus=corpus.txt", "data.cache_dir=cache", "training.max_steps=1")
+    shape = ("model.n_layer=1", "model.n_embd=16", "model.n_head=2", "data.tokenizer=byte")
+    ending = world.gpt_job("train", "--restart-from-scratch", *assignments(*own, *shape))
+    (said,) = (line for line in ending.log if line["event"].startswith("the imported weights are left behind"))
+
+    assert ending.code == 0, ending.stderr
+    assert said["uri"].endswith("weights0")
+    assert job.load_model(str(world.folder / "fine")).config.n_layer == 1
+
+
 def test_a_shape_asked_for_by_hand(tuned, tmp_path):
     """A shape that is said and is not the weights' is refused by its name, not overruled."""
     world = tuned[0].copy(tmp_path)
