@@ -20,6 +20,7 @@ from job.cli_options import (
     model_options,
     print_json,
     resolve,
+    single_writer_option,
     weights_option,
 )
 from job.cli_weights import weights as weights_group
@@ -109,7 +110,7 @@ def main(ctx: click.Context, log_format: LogFormat, verbose: bool) -> None:
 @main.command()
 @config_options
 @click.option("--restart-from-scratch", is_flag=True, help="Leave the run's checkpoints behind and begin at step 0.")
-@click.option("--single-writer-unsafe", is_flag=True, help="Use a store without conditional writes.")
+@single_writer_option
 @click.pass_obj
 def train(
     session: Session,

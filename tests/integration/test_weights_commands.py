@@ -11,7 +11,7 @@ from job.config_file import load_config
 from job.data.alphabets import ByteTokenizer
 from job.data.huggingface_tokenizer import huggingface_files
 from job.infra.storage import open_store
-from tests.integration.command import World, assignments, files
+from tests.integration.command import UNLINKED, World, assignments, files
 from tests.unit.weights_support import model, same, write_huggingface
 
 CACHE = assignments("data.cache_dir=cache")
@@ -136,6 +136,16 @@ def test_importing_again_changes_nothing(tuned, weights, tmp_path):
 
     assert codes == [0, 0]
     assert {run: files(world.folder / run) for run in before} == before
+
+
+def test_importing_with_a_persons_word_for_conditional_writes(tuned, weights, tmp_path):
+    """Where the store has no conditional writes import takes the flag of `train`, and the run is whole."""
+    world = tuned[0].copy(tmp_path)
+    command = ("weights import", "--weights", str(weights), "--run", "unlinked")
+    ending = world.gpt_job(*command, "--single-writer-unsafe", launcher=UNLINKED)
+
+    assert ending.code == 0, ending.stderr
+    assert world.gpt_job("checkpoints verify", "--run", "unlinked").code == 0
 
 
 def test_importing_into_another_run(tuned, tmp_path):
