@@ -4,6 +4,7 @@ The order is: look at what is to stay, make sure the run is still ours, say in t
 """
 
 import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -16,10 +17,25 @@ from job.checkpoint.verify import Rejected, check, check_sizes
 from job.config import CheckpointConfig
 from job.errors import AccessError, StorageError
 
-_VERIFIED = 2
+_ENOUGH = 2  # whole ones that must stay before anything goes
 _TERM = re.compile(r"(?:data|events)/(\d{10})-|log/(\d{12})\.json$")
 
+How = Literal["full", "head"]
+
 log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class ReadBack:
+    """The newest of those that stay, as far as they were looked at: which are whole, and why the others are not."""
+
+    whole: list[Record] = field(default_factory=list)
+    rejected: list[tuple[Record, Rejected]] = field(default_factory=list)
+
+    @property
+    def enough(self) -> bool:
+        """Whether anything may go."""
+        return len(self.whole) == _ENOUGH
 
 
 @dataclass(slots=True)
@@ -50,7 +66,11 @@ class Retention:
         due = self._due()
         if not due:
             return outcome
-        if self._verify_kept(due, outcome) < _VERIFIED:
+        staying = [record for record in history.checkpoints(self._checkpoints.records) if record not in due]
+        found = read_back(self._checkpoints, staying, self._config.verify, self._verified)
+        self._verified |= {record.seq for record in found.whole}
+        outcome.rejected = {record.seq: reason for record, reason in found.rejected}
+        if not found.enough:
             return outcome
         self._checkpoints.assert_owner()
         self._checkpoints.prune(due)
@@ -63,28 +83,9 @@ class Retention:
             self._swept = True
         return outcome
 
-    def _standing(self) -> list[Record]:
-        return history.checkpoints(self._checkpoints.records)
-
     def _due(self) -> list[Record]:
         config = self._config
         return history.prunable(self._checkpoints.records, config.keep_last, config.keep_every, config.keep_best)
-
-    def _verify_kept(self, due: list[Record], outcome: Pruned) -> int:
-        """Verify the newest of those that stay until two are whole; how many are."""
-        going = {record.seq for record in due}
-        kept = [record for record in reversed(self._standing()) if record.seq not in going]
-        for record in kept:
-            if record.seq not in self._verified and record.seq not in outcome.rejected:
-                try:
-                    verify(self._checkpoints, record, self._config.verify)
-                except Rejected as rejected:
-                    outcome.rejected[record.seq] = rejected
-                    continue
-                self._verified.add(record.seq)
-            if len(self._verified & {r.seq for r in kept}) == _VERIFIED:
-                break
-        return len(self._verified & {r.seq for r in kept})
 
     def _sweep(self) -> int:
         """Delete data of earlier attempts that no standing record names: cut saves and cut deletions."""
@@ -119,7 +120,32 @@ class Retention:
         return len(keys)
 
 
-def verify(checkpoints: CheckpointStore, record: Record, how: Literal["full", "head"]) -> None:
+def read_back(
+    checkpoints: CheckpointStore, staying: Sequence[Record], how: How, known: Collection[int] = ()
+) -> ReadBack:
+    """Verify the newest of those that stay until enough are whole, which is two.
+
+    Args:
+        checkpoints: The run.
+        staying: Those that are to stay, oldest first.
+        how: In full, or sizes only.
+        known: seqs of those that have been verified before.
+    """
+    found = ReadBack()
+    for record in reversed(staying):
+        try:
+            if record.seq not in known:
+                verify(checkpoints, record, how)
+        except Rejected as rejected:
+            found.rejected.append((record, rejected))
+            continue
+        found.whole.append(record)
+        if found.enough:
+            break
+    return found
+
+
+def verify(checkpoints: CheckpointStore, record: Record, how: How) -> None:
     """Read a checkpoint back and hash it, or only compare sizes. Raises Rejected."""
     if how == "head":
         check_sizes(checkpoints.objects, record)

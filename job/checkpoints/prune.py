@@ -10,9 +10,8 @@ from job.checkpoint import history
 from job.checkpoint.choice import open_run
 from job.checkpoint.probe import probe
 from job.checkpoint.record import Record
-from job.checkpoint.retention import Retention, verify
+from job.checkpoint.retention import Retention, read_back
 from job.checkpoint.store import CheckpointStore
-from job.checkpoint.verify import Rejected
 from job.config import CheckpointConfig, Config
 from job.config_file import stored_config
 from job.errors import AccessError, DataError
@@ -20,7 +19,6 @@ from job.infra.environment import code_facts, owner_facts
 from job.infra.storage import open_store
 
 log = structlog.get_logger(__name__)
-_VERIFIED = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,21 +84,15 @@ def _row(record: Record) -> dict[str, Any]:
 
 
 def _verify(checkpoints: CheckpointStore, staying: Sequence[Record]) -> list[Record]:
-    """The newest two that are whole. Raises DataError when there are not two."""
-    whole: list[Record] = []
-    reasons: list[str] = []
-    for record in reversed(staying):
-        try:
-            verify(checkpoints, record, "full")
-        except Rejected as rejected:
-            reasons.append(f"step {record.step}: {rejected}")
-            log.warning("checkpoint damaged, not counted on", step=record.step, reason=rejected.reason)
-            continue
-        whole.append(record)
-        if len(whole) == _VERIFIED:
-            return whole
-    damage = "; ".join(reasons) or "no other stands"
-    raise DataError(f"nothing is removed: {len(whole)} of those that would stay can be read back, {damage}")
+    """The newest that are whole, enough of them to let others go. Raises DataError when they are too few."""
+    found = read_back(checkpoints, staying, "full")
+    for record, rejected in found.rejected:
+        log.warning("checkpoint damaged, not counted on", step=record.step, reason=rejected.reason)
+    if not found.enough:
+        damage = "; ".join(f"step {record.step}: {rejected}" for record, rejected in found.rejected)
+        can = f"{len(found.whole)} of those that would stay can be read back"
+        raise DataError(f"nothing is removed: {can}, {damage or 'no other stands'}")
+    return found.whole
 
 
 def _remove(

@@ -71,8 +71,8 @@ MUTANTS = [
     Mutant(
         "count unverified checkpoints in retention",
         "job/checkpoint/retention.py",
-        "if self._verify_kept(due, outcome) < _VERIFIED:",
-        "if self._verify_kept(due, outcome) < 0:",
+        "if not found.enough:",
+        "if False:",
         ("tests/unit/test_checkpoint_retention.py",),
     ),
     Mutant(
