@@ -3,7 +3,6 @@
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from job.checkpoint.choice import choose, open_run
 from job.checkpoint.events import facts_key, parse_lines
 from job.checkpoint.record import FORMAT, Record, StoredObject, log_key
 from job.checkpoint.store import RUN_KEY, CheckpointStore
+from job.checkpoint.verify import settled_sha256
 from job.config import Config
 from job.data.order import DataOffset, passed_over
 from job.infra.object_store import ObjectStore
@@ -118,20 +118,14 @@ def _check_object(objects: ObjectStore, stored: StoredObject, check: Callable[[P
     try:
         if (size := objects.size(stored.key)) != stored.size:
             return [Problem("size", stored.key, stored.size, size)]
-        with _copy(objects, stored.key) as (path, sha256):
+        with tempfile.TemporaryDirectory(prefix="gpt-job-") as folder:
+            path = Path(folder) / "object"
+            sha256 = settled_sha256(stored, partial(objects.get, stored.key, path))
             if sha256 != stored.sha256:
                 return [Problem("sha256", stored.key, stored.sha256, sha256)]
             return [Problem(found.what, stored.key, found.expected, found.got) for found in check(path)]
     except KeyError:
         return [Problem("missing", stored.key, f"{stored.size} bytes", "nothing")]
-
-
-@contextmanager
-def _copy(objects: ObjectStore, key: str) -> Iterator[tuple[Path, str]]:
-    """An object as a file, and the hash of what arrived; the file is gone after the block."""
-    with tempfile.TemporaryDirectory(prefix="gpt-job-") as folder:
-        path = Path(folder) / "object"
-        yield path, objects.get(key, path)
 
 
 def _check_tensors(path: Path) -> list[Problem]:

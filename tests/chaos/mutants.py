@@ -85,8 +85,8 @@ MUTANTS = [
     Mutant(
         "skip the SHA-256 check",
         "job/checkpoint/verify.py",
-        "if found == stored.sha256:",
-        "if found:",
+        "if found != stored.sha256:",
+        "if not found:",
         ("tests/integration/test_lost_checkpoints.py::test_a_damaged_checkpoint_is_passed_over",),
     ),
     Mutant(
