@@ -3,7 +3,6 @@
 The order is: look at what is to stay, make sure the run is still ours, say in the log what goes, then delete it.
 """
 
-import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -11,14 +10,13 @@ from typing import Literal
 import structlog
 
 from job.checkpoint import history
-from job.checkpoint.record import Record
+from job.checkpoint.record import Record, term_of
 from job.checkpoint.store import CheckpointStore
 from job.checkpoint.verify import Rejected, check, check_sizes
 from job.config import CheckpointConfig
 from job.errors import AccessError, StorageError
 
 _ENOUGH = 2  # whole ones that must stay before anything goes
-_TERM = re.compile(r"(?:data|events)/(\d{10})-|log/(\d{12})\.json$")
 
 How = Literal["full", "head"]
 
@@ -91,9 +89,8 @@ class Retention:
         """Delete data of earlier attempts that no standing record names: cut saves and cut deletions."""
         if self._checkpoints.log.damaged:
             return 0  # a record that cannot be read may name it
-        pruned = {seq for r in self._checkpoints.records if r.kind == "prune" for seq in r.facts["pruned"]}
-        records = [r for r in self._checkpoints.records if r.kind == "checkpoint" and r.seq not in pruned]
-        named = {stored.key for record in records for stored in record.objects}
+        standing = history.unpruned(self._checkpoints.records)
+        named = {stored.key for record in standing for stored in record.objects}
         keys = self._checkpoints.objects.keys("data/")
         return self._delete([key for key in keys if key not in named and self._is_of_an_earlier_term(key)])
 
@@ -111,8 +108,8 @@ class Retention:
 
     def _is_of_an_earlier_term(self, key: str) -> bool:
         """Whether an attempt before this one wrote, or would have written, this object of the run."""
-        found = _TERM.match(key)  # a record's number is a term too: whoever meant to write it came before our fence
-        return found is not None and int(found[1] or found[2]) < (self._checkpoints.term or 0)
+        term = term_of(key)
+        return term is not None and term < (self._checkpoints.term or 0)
 
     def _delete(self, keys: list[str]) -> int:
         for key in keys:

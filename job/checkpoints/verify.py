@@ -13,7 +13,7 @@ from job.checkpoint import history
 from job.checkpoint.audit import Problem, log_problems
 from job.checkpoint.choice import choose, open_run
 from job.checkpoint.events import facts_key, parse_lines
-from job.checkpoint.record import FORMAT, Record, StoredObject, log_key
+from job.checkpoint.record import FORMAT, Record, StoredObject, log_key, term_of
 from job.checkpoint.store import RUN_KEY, CheckpointStore
 from job.checkpoint.verify import settled_sha256
 from job.config import Config
@@ -201,18 +201,9 @@ def _check_end(checkpoints: CheckpointStore, hinted: int) -> list[Problem]:
 def leftovers(checkpoints: CheckpointStore) -> list[str]:
     """Objects of earlier attempts that no record which can be read names: cut saves, cut deletions. No damage."""
     records = checkpoints.records
-    pruned = {seq for record in records if record.kind == "prune" for seq in record.facts["pruned"]}
     named = {facts_key(record.attempt, record.term) for record in records if record.kind == "fence"}
-    for record in records:
-        if record.kind == "checkpoint":
-            named.add(StoredObject(**record.facts["events"]).key)
-            named |= {stored.key for stored in record.objects if record.seq not in pruned}
-    highest = history.highest_term(records)
+    named |= {StoredObject(**record.facts["events"]).key for record in records if record.kind == "checkpoint"}
+    named |= {stored.key for record in history.unpruned(records) for stored in record.objects}
     keys = [key for prefix in ("data/", "events/") for key in checkpoints.objects.keys(prefix)]
-    return [key for key in keys if key not in named and _term(key) < highest]
-
-
-def _term(key: str) -> int:
-    """Term in `<folder>/<term>-<attempt>/...`; a key of another form is nobody's."""
-    digits = key.split("/")[1].partition("-")[0]
-    return int(digits) if digits.isdigit() else 1 << 62
+    highest = history.highest_term(records)
+    return [key for key in keys if key not in named and (term := term_of(key)) is not None and term < highest]
