@@ -14,6 +14,7 @@ from typing import Any
 from job.checkpoint import history
 from job.checkpoint.choice import choose, open_run
 from job.checkpoint.events import past_events
+from job.checkpoint.files import STATE
 from job.checkpoint.record import Record
 from job.checkpoint.store import CheckpointStore
 from job.checkpoint.tensor_diff import compare
@@ -23,7 +24,6 @@ from job.errors import DataError
 from job.infra.storage import open_store
 from job.tensor_file import DamagedTensors, StoredTensor, read_contents
 
-_STATE = "state.json"
 _SECTIONS = ("config", "identity", "numerics", "code", "corpus", "eval")
 _FACTS = ("step", "tokens", "data_offset", "chain", "tokenizer_sha256", "numerics_changed")
 _TIME = "seconds"  # of state.json: never the same twice
@@ -142,9 +142,9 @@ def _state(sides: Sequence[Side]) -> Fields:
 def _read_state(side: Side) -> Any:
     with tempfile.TemporaryDirectory(prefix="gpt-job-") as folder:
         try:
-            return json.loads((side.fetch([_STATE], Path(folder) / "state") / _STATE).read_bytes())
+            return json.loads((side.fetch([STATE], Path(folder) / "state") / STATE).read_bytes())
         except (OSError, ValueError, RecursionError) as error:
-            raise DataError(f"{side}: {_STATE}: {error}") from error
+            raise DataError(f"{side}: {STATE}: {error}") from error
 
 
 def _fields(first: Any, second: Any) -> Fields:

@@ -13,6 +13,7 @@ from job.checkpoint import history
 from job.checkpoint.audit import Problem, log_problems
 from job.checkpoint.choice import choose, open_run
 from job.checkpoint.events import facts_key, parse_lines
+from job.checkpoint.files import STATE, TOKENIZER
 from job.checkpoint.record import FORMAT, Record, StoredObject, log_key, term_of
 from job.checkpoint.store import RUN_KEY, CheckpointStore
 from job.checkpoint.verify import settled_sha256
@@ -24,7 +25,6 @@ from job.tensor_file import DamagedTensors, read_contents
 
 log = structlog.get_logger(__name__)
 _HINT = "latest.json"  # for people: never read by a resume, but it remembers the log's end
-_STATE, _TOKENIZER = "state.json", "tokenizer.json"
 
 
 def verify_run(config: Config, which: str | None = None) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def check_checkpoint(objects: ObjectStore, record: Record) -> list[Problem]:
     """What is wrong with the objects of a checkpoint and with its events."""
 
     def check(stored: StoredObject, path: Path) -> list[Problem]:
-        if stored.name == _STATE:
+        if stored.name == STATE:
             return _check_state(path, record)
         return _check_tensors(path) if stored.name.endswith(".safetensors") else []
 
@@ -105,11 +105,11 @@ def _check_names(record: Record) -> list[Problem]:
     """What a checkpoint consists of: a model, state and the tokenizer that the record says."""
     hashes = {stored.name: stored.sha256 for stored in record.objects}
     wanted = {"model*.safetensors": any(name.startswith("model") for name in hashes)}
-    wanted |= {name: name in hashes for name in (_STATE, _TOKENIZER)}
+    wanted |= {name: name in hashes for name in (STATE, TOKENIZER)}
     found = [Problem("objects", log_key(record.seq), name, "none") for name, there in wanted.items() if not there]
     tokenizer = record.facts["tokenizer_sha256"]
-    if hashes.get(_TOKENIZER, tokenizer) != tokenizer:
-        found.append(Problem("tokenizer_sha256", log_key(record.seq), tokenizer, hashes[_TOKENIZER]))
+    if hashes.get(TOKENIZER, tokenizer) != tokenizer:
+        found.append(Problem("tokenizer_sha256", log_key(record.seq), tokenizer, hashes[TOKENIZER]))
     return found
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from job.checkpoint.chain import GENESIS
+from job.checkpoint.files import MODEL, OPTIMIZER, STATE, TOKENIZER
 from job.checkpoint.history import is_starting_point
 from job.checkpoint.record import Record, canonical
 from job.checkpoint.store import Checkpoint, CheckpointStore
@@ -17,8 +18,8 @@ from job.infra.object_store import Content
 from job.model.shapes import SHAPE
 from job.training.loading import LoadedRun
 from job.training.resume import load_newest
-from job.training.state import STATE, TOKENIZER, TrainingState
-from job.training.tensors import MODEL, OPTIMIZER, model_tensors, to_safetensors
+from job.training.state import TrainingState
+from job.training.tensors import model_tensors, to_safetensors
 
 _FIXED = (*(f"model.{name}" for name in SHAPE), "data.tokenizer")  # what weights decide
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import structlog
 
 from job.checkpoint import history
+from job.checkpoint.files import MODEL
 from job.checkpoint.record import Record
 from job.checkpoint.store import CheckpointStore
 from job.errors import JobError
@@ -17,7 +18,7 @@ from job.report.plots import plot_losses
 from job.training.evaluation import SplitLoss
 from job.training.export import export
 from job.training.resume import load_newest
-from job.training.tensors import MODEL, load_model
+from job.training.tensors import load_model
 from job.training.trainer import Trainer
 
 log = structlog.get_logger(__name__)

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from job.checkpoint.events import Segment
+from job.checkpoint.files import MODEL, OPTIMIZER, STATE, TOKENIZER
 from job.checkpoint.record import canonical
 from job.checkpoint.store import Checkpoint
 from job.errors import DivergedError
 from job.training.learner import Learner
-from job.training.state import STATE, TOKENIZER, TrainingState
-from job.training.tensors import MODEL, OPTIMIZER, model_tensors, not_finite, optimizer_tensors, to_safetensors
+from job.training.state import TrainingState
+from job.training.tensors import model_tensors, not_finite, optimizer_tensors, to_safetensors
 
 
 class HostMemory:

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from job.checkpoint.chain import GENESIS
+from job.checkpoint.files import STATE
 from job.checkpoint.record import Record, canonical
 from job.checkpoint.verify import Rejected
 from job.data.order import DataOffset, passed_over
 from job.training.learner import Learner
 from job.training.tensors import load_model, load_optimizer
-
-STATE, TOKENIZER = "state.json", "tokenizer.json"
 
 
 @dataclass(kw_only=True, slots=True)

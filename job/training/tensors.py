@@ -12,10 +12,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from job.checkpoint.files import MODEL, OPTIMIZER
 from job.checkpoint.verify import Rejected
 from job.infra.object_store import Content
 
-MODEL, OPTIMIZER = "model.safetensors", "optimizer.safetensors"
 _CHUNK = 1 << 18  # numbers looked at together: what is written about them stays in the cache
 _DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64", torch.int64: "I64"}
 
