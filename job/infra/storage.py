@@ -6,7 +6,8 @@ from urllib.parse import unquote
 
 from job.config import StorageConfig
 from job.errors import ConfigError
-from job.infra.object_store import DirectoryObjectStore, ObjectStore
+from job.infra.directory_store import DirectoryObjectStore
+from job.infra.object_store import ObjectStore
 
 
 def open_store(

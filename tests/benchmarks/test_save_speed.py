@@ -19,9 +19,9 @@ from job.config import CheckpointConfig, TrainingConfig
 from job.config_file import load_config
 from job.data.loader import Batch
 from job.infra.device import choose_numerics
+from job.infra.directory_store import DirectoryObjectStore, flush
 from job.infra.health import Pulse
 from job.infra.metrics import Metrics
-from job.infra.object_store import DirectoryObjectStore, flush
 from job.infra.progress import SilentProgress
 from job.infra.status import RunStatus
 from job.training.learner import build_learner

@@ -59,7 +59,7 @@ MUTANTS = [
     ),
     Mutant(
         "ignore 412",
-        "job/infra/object_store.py",
+        "job/infra/directory_store.py",
         """    except FileExistsError:
         return False
 """,
