@@ -10,11 +10,11 @@ from safetensors.numpy import save
 from job.checkpoint.audit import log_problems
 from job.checkpoint.choice import open_run
 from job.checkpoint.record import StoredObject
-from job.checkpoint.store import Checkpoint, CheckpointStore
+from job.checkpoint.store import Checkpoint
 from job.checkpoints.verify import check_checkpoint, leftovers, verified
 from job.config import identity_digest
 from tests.memory_store import MemoryObjectStore
-from tests.unit.test_checkpoint_protocol import Wrapped
+from tests.unit.checkpoint_support import Wrapped, claimed
 
 TOKENIZER = b'{"kind":"byte"}'
 OWN = {"seed": 1}
@@ -23,12 +23,6 @@ OWN = {"seed": 1}
 @pytest.fixture
 def objects():
     return MemoryObjectStore()
-
-
-def claimed(objects, **options):
-    checkpoints = CheckpointStore(objects)
-    checkpoints.claim({}, **options)
-    return checkpoints
 
 
 def checkpoint_at(step, chain=None, **files):

@@ -12,7 +12,7 @@ from job.checkpoint.verify import Rejected, fetch
 from job.config import CheckpointConfig
 from job.errors import AccessError, FencedError, StorageError
 from tests.memory_store import MemoryObjectStore
-from tests.unit.test_checkpoint_protocol import Wrapped, checkpoint_at, claimed, standing
+from tests.unit.checkpoint_support import Wrapped, checkpoint_at, claimed, standing
 
 
 @pytest.fixture

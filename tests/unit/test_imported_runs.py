@@ -18,7 +18,7 @@ from job.training.state import TrainingState
 from tests.chaos.harness import tiny, write_corpus
 from tests.chaos.small_run import SMALL, TOKENIZER, digest, new_learner, update
 from tests.memory_store import MemoryObjectStore
-from tests.unit.test_checkpoint_protocol import checkpoint_at, claimed, standing
+from tests.unit.checkpoint_support import checkpoint_at, claimed, standing
 
 ORIGIN = {"uri": "gpt2:124M", "model_sha256": "0" * 64}
 TO_THE_START = DataOffset(step=0, samples=4)
