@@ -2,14 +2,12 @@
 
 import os
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Self
 
 import numpy as np
 import structlog
@@ -22,12 +20,10 @@ from job.data.shards import AnyTokens, ShardWriter, token_type
 from job.data.splits import SPLITS, Segment, many_texts, one_text
 from job.data.token_files import SplitFiles, TokenFiles
 from job.data.tokenizer import NEWLINE, Tokenizer
+from job.infra.in_order import in_order
 
 BATCH = 1 << 20  # characters encoded at once
 MAX_THREADS = 16
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 log = structlog.get_logger(__name__)
 
@@ -75,7 +71,8 @@ def _write(folder: Path, segments: Iterable[Segment], tokenizer: Tokenizer) -> l
     totals = [Part([]) for _ in SPLITS]
     with ExitStack() as stack:
         writers = [stack.enter_context(ShardWriter(folder, split, dtype)) for split in SPLITS]
-        for parts in _in_order(lambda batch: _encode(batch, tokenizer), _batches(segments)):
+        threads = _threads()
+        for parts in in_order(lambda batch: _encode(batch, tokenizer), _batches(segments), threads, ahead=threads + 1):
             for writer, total, part in zip(writers, totals, parts, strict=True):
                 for tokens in part.tokens:
                     writer.write(tokens)
@@ -120,16 +117,7 @@ def _encode(batch: list[Segment], tokenizer: Tokenizer) -> list[Part]:
     return parts
 
 
-def _in_order(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """`work` of each item, in their order, done by threads (tiktoken lets go of the interpreter) a few ahead."""
-    threads = min(
-        MAX_THREADS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    with ThreadPoolExecutor(threads) as pool:
-        waiting: deque[Future[Result]] = deque()
-        for item in items:
-            waiting.append(pool.submit(work, item))
-            if len(waiting) > threads:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+def _threads() -> int:
+    """tiktoken lets go of the interpreter, so that each core can have one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(MAX_THREADS, cores)

@@ -123,7 +123,7 @@ def test_nothing_begins_after_a_failure(server, no_pauses):
 
 
 def own_threads():
-    return [thread for thread in threading.enumerate() if thread.name.startswith(("s3", "sha256", "watchdog"))]
+    return [thread for thread in threading.enumerate() if thread.name.startswith(("part", "sha256", "watchdog"))]
 
 
 def assert_watchdogs_end():
