@@ -50,13 +50,14 @@ format: $(VENV)/.dev ## Put the code into its one style
 chaos: $(VENV)/.dev $(VENV)-s3/.installed ## Kills, stops and storage faults in large numbers; writes reliability-report.json (long)
 	@mkdir -p build && rm -f build/evidence
 	RELIABILITY_EVIDENCE=build/evidence $(VENV)/bin/python -m tests.chaos.prove --kills 50
-	RELIABILITY_EVIDENCE=build/evidence $(VENV)/bin/python -m pytest tests/chaos -m "slow or not slow"; code=$$?; \
+	HYPOTHESIS_PROFILE=long $(VENV)/bin/python -m pytest tests/unit -m "slow or not slow"
+	RELIABILITY_EVIDENCE=build/evidence HYPOTHESIS_PROFILE=long $(VENV)/bin/python -m pytest tests/chaos -m "slow or not slow"; code=$$?; \
 	$(VENV)/bin/python -m tests.chaos.report build/evidence build && exit $$code
 
 mutants: $(VENV)/.dev $(VENV)-s3/.installed ## Faults put into the code, each of which has to turn a test red
 	$(VENV)/bin/python -m tests.chaos.mutants
 
-bench: $(VENV)/.dev $(VENV)-s3/.installed ## What saving and loading cost, beside plain ways to do it (needs a quiet machine)
+bench: $(VENV)/.peers $(VENV)-s3/.installed ## What saving, loading and generating cost, beside others (needs a quiet machine)
 	$(VENV)/bin/python -m pytest tests/benchmarks -m "slow or not slow" -s
 
 parity: $(VENV)/.parity $(VENV)-tensorflow/.installed ## The tutorials' and nanoGPT's results, trained for real (half an hour)
@@ -83,6 +84,10 @@ $(VENV)/.dev: $(VENV)/.installed
 
 $(VENV)/.parity: $(VENV)/.dev
 	@$(PIP) install -q -c constraints.txt -e '.[dev,parity]'
+	@touch $@
+
+$(VENV)/.peers: $(VENV)/.parity tests/benchmarks/peers.txt
+	@$(PIP) install -q --no-deps -r tests/benchmarks/peers.txt
 	@touch $@
 
 # A real S3 server (OpenStack Swift) for the tests, apart from the job's own packages.
