@@ -18,6 +18,7 @@ from job.checkpoint.store import CheckpointStore
 from job.config import Config, identity, identity_digest, plain
 from job.config_file import ResolvedConfig, default_run_uri
 from job.errors import AccessError, FencedError, Interrupted, JobError, NotFoundError, StorageError
+from job.infra.counted_store import CountedStore
 from job.infra.device import changes, choose_numerics, gpu_use, memory_errors
 from job.infra.environment import code_facts, owner_facts
 from job.infra.health import HealthServer, Pulse
@@ -65,11 +66,13 @@ def pretrain(
             raise Interrupted(f"{stop.reason}; {status.standing()}; start again to continue")
 
     with (
+        _last_words(config, metrics),
         memory_errors(),
         _endpoint(config, metrics, pulse) as ready,
         tempfile.TemporaryDirectory(prefix="gpt-job-") as scratch,
     ):
-        checkpoints = CheckpointStore(open_store(config.run_uri, config.storage, pulse.beat, single_writer_unsafe))
+        objects = open_store(config.run_uri, config.storage, pulse.beat, single_writer_unsafe)
+        checkpoints = CheckpointStore(CountedStore(objects, metrics.count_storage_error))
         newest = _newest(checkpoints, restart_from_scratch)
         resolved = take_over(resolved, newest)
         config = resolved.config
@@ -129,7 +132,31 @@ def _told(narrator: Narrator, saver: Saver, checkpoints: CheckpointStore, config
             narrator.publish(checkpoints)
         raise
     finally:
-        narrator.close(config.observe.pushgateway_url)
+        narrator.close()
+
+
+@contextmanager
+def _last_words(config: Config, metrics: Metrics) -> Iterator[None]:
+    """How the attempt ends, and the last values of one that trained, go where they outlive the process.
+
+    A new attempt first takes back what the one before said of its end. One that lost the run says nothing: the group
+    belongs to the attempt that has it.
+    """
+    url, grouping = config.observe.pushgateway_url, {"job": "gpt-pretrain", "run": config.run_uri.rpartition("/")[2]}
+    if url:
+        metrics.push(url, grouping, only_ending=True)
+    try:
+        yield
+    except Exception as error:
+        metrics.ended(getattr(error, "exit_code", 1))
+        if isinstance(error, FencedError):
+            url = None
+        raise
+    else:
+        metrics.ended(0)
+    finally:
+        if url:
+            metrics.push(url, grouping, only_ending=not metrics.training_started.known)
 
 
 @contextmanager

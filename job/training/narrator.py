@@ -230,12 +230,14 @@ class Narrator:
         self.status.step, self.status.tokens = step, self._tokens(step)
         self.metrics.tokens.inc(self._tokens(step))
         self.metrics.restarts.inc(facts["attempt"] - 1)
+        self.metrics.training_started.set(time.time())
         self.events.note("run started", step, **facts)
         log.info("run started" if step == 0 else "run continued", step=step, **facts)
 
     def ended(self, code: int, reason: str) -> None:
         """The attempt ends, with this exit code."""
         self.phase("done")
+        self.metrics.ended(code)
         if code != FencedError.exit_code:
             self.events.close()  # the next line writes the file anew: one who lost the run may have replaced it
         self.events.note("run ended", self.status.step, code=code, reason=reason)
@@ -264,7 +266,6 @@ class Narrator:
 
     def pruning_failed(self, error: JobError) -> None:
         """Old checkpoints could not be removed; they are kept."""
-        self.metrics.count_storage_error("delete")
         log.warning("old checkpoints not pruned", error=str(error))
 
     def publish(self, checkpoints: CheckpointStore) -> None:
@@ -288,13 +289,10 @@ class Narrator:
             try:
                 objects.put(key, [content])
             except (JobError, OSError) as error:
-                self.metrics.count_storage_error("put")
                 log.warning("view not written", key=key, error=str(error))
 
-    def close(self, pushgateway_url: str | None) -> None:
-        """The process is about to end: the last values go where they outlive it."""
-        if pushgateway_url:
-            self.metrics.push(pushgateway_url, {"job": "gpt-pretrain", "run": self.status.run_uri.rpartition("/")[2]})
+    def close(self) -> None:
+        """The process is about to end."""
         self.events.close()
 
     def _tokens(self, step: int) -> int:

@@ -79,6 +79,10 @@ class Saver:
         late = seconds is not None and time.monotonic() - self._last_begun >= seconds
         return step % self._config.every == 0 or late
 
+    def period(self, step_seconds: float) -> float:
+        """Seconds from one checkpoint to the next when a step takes so many."""
+        return min(self._config.every * step_seconds, self._config.every_seconds or float("inf"))
+
     def fits(self, seconds: float) -> bool:
         """Whether a save, if it is no slower than those before, ends within `seconds`."""
         return seconds > 0 and _HASTE * min(self._seconds, default=0.0) < seconds

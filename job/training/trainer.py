@@ -190,6 +190,7 @@ class Trainer:
         speed = (result.step - from_step) * self.config.tokens_per_step / max(1e-9, now - since)
         share = mfu(self.learner.model, self.learner.numerics, speed)
         self.narrator.logged(result, self.rate(result.step - 1), speed, share)
+        self.narrator.metrics.checkpoint_period.set(self.saver.period(self.config.tokens_per_step / max(1e-9, speed)))
 
     def look(self) -> None:
         """Evaluate and draw a sample when they are due; a stop signal puts them off until the resume."""
