@@ -35,6 +35,20 @@ evaluate: $(VENV)/.installed ## Loss, perplexity and bits per byte on whole spli
 prove: $(VENV)/.installed ## Kill a training again and again, and show that it ends as if nothing had been (a minute)
 	@$(VENV)/bin/python -m tests.chaos.prove $(if $(SEED),--seed $(SEED))
 
+##@ Cluster
+.PHONY: manifests k8s-test k8s-apply
+manifests: ## Render what Kubernetes is given into build/manifests (needs kubectl)
+	@k8s/render.sh $(CURDIR)/build/manifests
+
+k8s-test: $(VENV)/.k8s build/k8s-models/.installed ## Manifests, alerts and dashboard, held to schemas and to a real Prometheus
+	$(VENV)/bin/yamllint --strict k8s tests/k8s && $(VENV)/bin/shellcheck k8s/*.sh
+	$(VENV)/bin/python -m pytest tests/unit/test_manifests.py tests/k8s -m "slow or not slow" -n 2 --dist loadfile
+
+k8s-apply: ## Give OVERLAY, a folder of k8s/ or of k8s/overlays/, to the cluster (NAMESPACE)
+	@test -n "$(OVERLAY)" || { echo "say which: make k8s-apply OVERLAY=mine (k8s/README.md says what to edit)"; exit 2; }
+	kubectl apply $(if $(NAMESPACE),--namespace $(NAMESPACE)) \
+		-k $(firstword $(wildcard k8s/$(OVERLAY) k8s/overlays/$(OVERLAY)) k8s/overlays/$(OVERLAY))
+
 ##@ Development
 .PHONY: test check format chaos mutants bench parity clean
 test: $(VENV)/.dev $(VENV)-s3/.installed ## The whole per-commit suite
@@ -89,6 +103,16 @@ $(VENV)/.parity: $(VENV)/.dev
 $(VENV)/.peers: $(VENV)/.parity tests/benchmarks/peers.txt
 	@$(PIP) install -q --no-deps -r tests/benchmarks/peers.txt
 	@touch $@
+
+$(VENV)/.k8s: $(VENV)/.dev
+	@$(PIP) install -q -c constraints.txt -e '.[dev,k8s]'
+	@touch $@
+
+# Models of prometheus-operator's resources, from npm; without node the tests that need them are skipped.
+build/k8s-models/.installed: tests/k8s/package.json
+	@mkdir -p $(@D) && cp $< $(@D)/
+	@npm install --silent --no-audit --no-fund --prefix $(@D) && touch $@ \
+		|| echo "npm could not install prometheus-operator's models: the tests that need them will be skipped"
 
 # A real S3 server (OpenStack Swift) for the tests, apart from the job's own packages.
 .PHONY: $(VENV)-s3
