@@ -1,8 +1,10 @@
 """Of the manifests, what needs no tool: they say what the code says, and what is made of another file is in step."""
 
+import os
 import re
 from pathlib import Path
 
+import boto3
 import pytest
 import yaml
 from prometheus_client import CollectorRegistry
@@ -90,6 +92,21 @@ def test_the_pod_is_hardened():
         "readOnlyRootFilesystem": True,
         "capabilities": {"drop": ["ALL"]},
     }
+
+
+def test_the_environment_is_one_that_boto3_reads(monkeypatch):
+    """Region and address of S3 in a pod's environment are those of its clients: there are names that boto3 ignores."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for line in (K8S / "base/job.env").read_text().splitlines():
+        if line and not line.startswith("#"):
+            monkeypatch.setenv(*line.split("=", 1))
+    [_, env] = yaml.safe_load((K8S / "overlays/local-cpu/kustomization.yaml").read_text())["configMapGenerator"]
+    for literal in env["literals"]:
+        monkeypatch.setenv(*literal.split("=", 1))
+    client = boto3.session.Session().client("s3")
+
+    assert (client.meta.region_name, client.meta.endpoint_url) == ("us-east-1", "http://s3:8080")
 
 
 def test_no_image_floats():
