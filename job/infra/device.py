@@ -90,9 +90,15 @@ def apply_numerics(numerics: Numerics) -> torch.device:
 
 
 def gpu_use() -> dict[str, float]:
-    """Memory of the present CUDA device in bytes, used by this process and in all."""
+    """Memory of the present CUDA device in bytes, used by this process and in all; its utilization where it is told.
+
+    NVIDIA's management library for Python (the extra `gpu`) tells it.
+    """
     total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
-    return {"memory_used_bytes": float(torch.cuda.memory_allocated()), "memory_total_bytes": float(total)}
+    use = {"memory_used_bytes": float(torch.cuda.memory_allocated()), "memory_total_bytes": float(total)}
+    with contextlib.suppress(Exception):  # the library is absent, or the driver refuses: errors of its own kinds
+        use["utilization_ratio"] = torch.cuda.utilization() / 100
+    return use
 
 
 def usable_cores() -> int:
