@@ -23,6 +23,7 @@ from job.cli_options import (
     single_writer_option,
     weights_option,
 )
+from job.cli_serve import serve
 from job.cli_weights import weights as weights_group
 from job.config import plain
 from job.config_file import render_toml
@@ -293,6 +294,7 @@ def generate(
 
 main.add_command(checkpoints)
 main.add_command(weights_group)
+main.add_command(serve)
 
 
 @main.group()

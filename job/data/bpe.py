@@ -64,6 +64,10 @@ class BpeTokenizer:
         """Tokens -> text; bytes that are not UTF-8 become U+FFFD."""
         return self._encoding.decode(np.asarray(tokens, np.int64).tolist())
 
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes of one token."""
+        return self._encoding.decode_single_token_bytes(token)
+
     def cut(self, text: str) -> int:
         """Characters at the start of `text` whose tokens do not depend on the rest; 0 when no place is near the end.
 

@@ -49,6 +49,9 @@ class Tokenizer(Protocol):
     def decode(self, tokens: Sequence[int] | NDArray[Any]) -> str:
         """(t,) -> text; bytes that are not UTF-8 become U+FFFD."""
 
+    def token_bytes(self, token: int) -> bytes:
+        """What one token stands for: UTF-8, or a part of a character's."""
+
     def cut(self, text: str) -> int:
         """How many characters at the start of `text` have the same tokens whatever follows them."""
 

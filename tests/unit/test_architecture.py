@@ -25,14 +25,16 @@ MAY_IMPORT = {
     "report": {"errors", "config", "infra"},
     "training": GROUND | {"infra", "model", "data", "checkpoint", "report"},
 }
-COMMANDS = {"pretrain", "prepare", "evaluate", "generate", "checkpoints", "weights"}
+MAY_IMPORT["serving"] = set(MAY_IMPORT)
+COMMANDS = {"pretrain", "prepare", "evaluate", "generate", "checkpoints", "weights", "serve"}
 BELOW_COMMANDS = set(MAY_IMPORT)
 MAY_IMPORT |= dict.fromkeys(COMMANDS, BELOW_COMMANDS)
 MAY_IMPORT |= {
     "cli_options": GROUND,
     "cli_checkpoints": GROUND | {"cli_options", "checkpoints"},
     "cli_weights": GROUND | {"infra", "cli_options", "weights"},
-    "cli": GROUND | {"infra", "cli_options", "cli_checkpoints", "cli_weights"} | COMMANDS,
+    "cli_serve": GROUND | {"infra", "cli_options", "serving", "serve"},
+    "cli": GROUND | {"infra", "cli_options", "cli_checkpoints", "cli_weights", "cli_serve"} | COMMANDS,
     "__main__": {"cli"},
     "__init__": {"config_file", "model", "training"},
 }
