@@ -17,11 +17,17 @@ from job.serving.settings import ServingConfig
 
 def listen(host: str, port: int) -> socket.socket:
     """A socket that listens at the address; port 0 takes a free one. Raises ConfigError when it cannot be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # The protocol is named because asyncio turns Nagle's delay of 40 ms off only where it is.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family, backlog=512)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(512)
     except OSError as error:
+        listener.close()
         raise ConfigError(f"--host {host} --port {port}: cannot listen there: {error.strerror or error}") from error
+    return listener
 
 
 class Server(uvicorn.Server):
