@@ -102,7 +102,9 @@ def build_app(pages: Pages, limits: ServingConfig, key: str | None) -> ASGIApp:
     ]
     guard = [] if key is None else [Middleware(KeyGuard, key=key, metrics=pages.metrics)]
     handlers: Any = {Refusal: _refused, HTTPException: _not_here, Exception: _bug}
-    return Starlette(routes=routes, middleware=guard, exception_handlers=handlers)
+    app = Starlette(routes=routes, middleware=guard, exception_handlers=handlers)
+    app.router.redirect_slashes = False
+    return app
 
 
 class KeyGuard:

@@ -44,7 +44,9 @@ class CompletionBody(BaseModel):
     temperature: Annotated[float, Field(ge=0)] | None = Field(None, description="0 is greedy; unset: 1.")
     top_p: Annotated[float, Field(gt=0, le=1)] | None = Field(None, description="Draw among the likeliest with this.")
     top_k: Annotated[int, Field(ge=1)] | None = Field(None, description="Draw among so many.")
-    repetition_penalty: Annotated[float, Field(gt=0)] | None = Field(None, description="Above 1: say less twice.")
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = Field(
+        None, description="Above 1: say less twice."
+    )
     n: Annotated[int, Field(ge=1)] | None = Field(None, description="Continuations of each prompt.")
     stop: str | _Texts | None = Field(None, description="Texts that end a continuation.")
     ignore_eos: bool | None = Field(None, description="Go on after the end of a text.")
