@@ -84,7 +84,7 @@ def serve(config: Config, which: str, weights: str | None, serving: ServingConfi
         log.warning(
             "finishing what was begun; once more leaves at once", reason=reason, continuations=engine.outstanding
         )
-        server.drain(stop.remaining())
+        server.drain(max(0.0, 0.9 * stop.remaining() - 0.5))  # the rest is for saying how it ended
 
     engine.on_change, stop.on_request = changed, asked_to_stop
     log.info("listening", url=url, model=name)
@@ -92,12 +92,12 @@ def serve(config: Config, which: str, weights: str | None, serving: ServingConfi
     with listener:
         if not stop.requested:
             server.run([listener])
-    cut = engine.outstanding
+    cut = metrics.count("interrupted")
     engine.close(seconds=5.0)
     if engine.error is not None and not (stop.requested and isinstance(engine.error, Interrupted)):
         raise engine.error
     if cut:
-        raise Interrupted(f"{stop.reason}; the grace was too short, {cut} continuations were cut off")
+        raise Interrupted(f"{stop.reason}; the grace was too short, {cut} requests were cut off")
     return stop.reason
 
 

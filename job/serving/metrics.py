@@ -70,3 +70,7 @@ class ServingMetrics:
     def ended(self, outcome: Outcome) -> None:
         """Count a request."""
         self.requests.labels(outcome).inc()
+
+    def count(self, outcome: Outcome) -> int:
+        """How many requests have ended so."""
+        return int(self.registry.get_sample_value("pretrain_serve_requests_total", {"outcome": outcome}) or 0)
