@@ -19,6 +19,7 @@ def description(name: str, limits: ServingConfig, with_key: bool) -> dict[str, A
     schemas: dict[str, Any] = {**_ANSWERS}
     body = CompletionBody.model_json_schema(ref_template="#/components/schemas/{model}")
     schemas |= body.pop("$defs")
+    body["properties"]["model"] |= {"anyOf": [{"const": name}, {"type": "null"}]}
     _bound(body["properties"], "n", limits.max_choices)
     _bound(body["properties"], "logprobs", limits.max_logprobs)
     schemas["CompletionRequest"] = body

@@ -2,13 +2,15 @@
 
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from schemathesis.checks import not_a_server_error
+from schemathesis.generation import GenerationMode
 from schemathesis.specs.openapi.checks import response_schema_conformance, status_code_conformance
 
 from tests.serving_support import NAME, serving
 
-EXAMPLES = 60
+CHECKS = [not_a_server_error, status_code_conformance, response_schema_conformance]
 
 
 @pytest.fixture(scope="module")
@@ -17,27 +19,25 @@ def running():
         yield found
 
 
-@pytest.fixture(scope="module")
-def described(running):
-    """The description, as the server publishes it."""
-    return schemathesis.openapi.from_url(f"{running.url}/openapi.json")
-
-
-schema = schemathesis.pytest.from_fixture("described")
-
-
-@schema.parametrize()
-@settings(
-    max_examples=EXAMPLES,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    phases=[Phase.explicit, Phase.generate],
-    suppress_health_check=list(HealthCheck),
-)
-def test_what_a_tool_makes_of_it(case):
+@pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.value)
+def test_what_a_tool_makes_of_it(running, mode):
     """Requests made of the description, right and wrong ones, get no 5xx, and no answer that it does not describe."""
-    case.call_and_validate(checks=[not_a_server_error, status_code_conformance, response_schema_conformance])
+    described = schemathesis.openapi.from_url(f"{running.url}/openapi.json")
+    operations = [found.ok() for found in described.get_all_operations()]
+    cases = st.sampled_from(operations).flatmap(lambda operation: operation.as_strategy(generation_mode=mode))
+    statuses = set()
+
+    @settings(max_examples=60, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    @given(case=cases)
+    def send(case):
+        answer = case.call_and_validate(checks=CHECKS)
+        if case.operation.label == "POST /v1/completions":
+            statuses.add(answer.status_code)
+
+    send()
+
+    assert len(operations) == 6
+    assert {200, 400} <= statuses if mode is GenerationMode.POSITIVE else 400 in statuses
 
 
 def test_it_says_what_is_checked(running):
