@@ -96,6 +96,7 @@ def build_app(pages: Pages, limits: ServingConfig, key: str | None) -> ASGIApp:
         Route("/v1/models", pages.models),
         Route("/v1/models/{name:path}", pages.model),
         Route("/healthz", pages.health),
+        Route("/health", pages.health),  # where guidellm and other clients of vLLM look
         Route("/readyz", pages.ready),
         Route("/metrics", pages.exposition),
         Route("/openapi.json", openapi),

@@ -47,6 +47,7 @@ def description(name: str, limits: ServingConfig, with_key: bool) -> dict[str, A
                 }
             },
             "/healthz": _plain("health", "The engine works.", "It has failed, or stands still."),
+            "/health": _plain("health_for_clients_of_vllm", "The engine works.", "It has failed, or stands still."),
             "/readyz": _plain("ready", "Requests are answered.", "Not yet, or no more."),
             "/metrics": _plain("metrics", "Prometheus' text format."),
         },

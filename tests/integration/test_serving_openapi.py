@@ -36,7 +36,7 @@ def test_what_a_tool_makes_of_it(running, mode):
 
     send()
 
-    assert len(operations) == 6
+    assert len(operations) == 7
     assert {200, 400} <= statuses if mode is GenerationMode.POSITIVE else 400 in statuses
 
 
