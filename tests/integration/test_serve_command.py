@@ -11,7 +11,11 @@ from dataclasses import replace
 import pytest
 
 from job.config_file import load_config
+from job.errors import ConfigError, NotFoundError
 from job.generate import Decoding, generate
+from job.infra.signals import StopSignal
+from job.serve import serve
+from job.serving.settings import ServingConfig
 from tests.integration.command import get
 from tests.serving_support import posted
 
@@ -109,7 +113,6 @@ def test_a_grace_that_is_too_short(finished):
 
 REFUSALS = {
     "no run": (("--run", "nowhere"), 66, "nowhere"),
-    "no weights": (("--weights", "nowhere"), 66, "nowhere"),
     "no slots": (("--max-batch", "0"), 78, "--max-batch 0 must be at least 1"),
     "no port": (("--port", "70000"), 78, "--port 70000 must be at most 65535"),
     "no time": (("--header-seconds", "0"), 78, "--header-seconds 0.0 must be greater than 0"),
@@ -126,19 +129,28 @@ def test_what_cannot_be_served(finished, name):
     assert words in ending.reason
 
 
-def test_an_empty_key_is_refused(finished):
-    """A key that is set and empty serves nobody: it would be no key at all."""
-    ending = finished.world.gpt_job("serve", "--port", "0", GPT_JOB_API_KEY="")
+def test_no_weights(finished):
+    """Weights that are not there end it with the error of whoever looked for them."""
+    with pytest.raises(NotFoundError, match="nowhere"):
+        refused(finished, weights="nowhere")
 
-    assert ending.codes == {78}
-    assert "GPT_JOB_API_KEY is set and empty" in ending.reason
+
+def test_an_empty_key_is_refused(finished, monkeypatch):
+    """A key that is set and empty serves nobody: it would be no key at all."""
+    monkeypatch.setenv("GPT_JOB_API_KEY", "")
+    with pytest.raises(ConfigError, match="GPT_JOB_API_KEY is set and empty"):
+        refused(finished)
 
 
 def test_a_taken_port(finished):
     """A port that another process has is refused with its number, before anything is loaded."""
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        ending = finished.world.gpt_job("serve", "--port", str(port))
+        with pytest.raises(ConfigError, match=f"--port {port}: cannot listen there"):
+            refused(finished, port=port)
 
-    assert ending.codes == {78}
-    assert f"--port {port}: cannot listen there" in ending.reason
+
+def refused(finished, weights=None, port=0):
+    """Serve, in this process, what cannot be served."""
+    config = replace(load_config(None).config, run_uri=str(finished.world.run))
+    serve(config, "last", weights, ServingConfig(port=port), StopSignal(0.0))
