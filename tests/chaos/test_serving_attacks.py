@@ -62,7 +62,7 @@ class Drip:
             connection.close()
 
     def _connect(self):
-        return socket.create_connection(self._address, timeout=5)
+        return socket.create_connection(self._address, timeout=60)
 
     def _run(self):
         while not self._stop.wait(0.2):
@@ -73,7 +73,7 @@ class Drip:
                     if not connection.recv(4096):
                         raise ConnectionResetError
                 except BlockingIOError:
-                    connection.settimeout(5)
+                    connection.settimeout(60)
                 except OSError:
                     self.let_go += 1
                     connection.close()
@@ -127,7 +127,7 @@ def test_a_client_that_does_not_read():
         with socket.socket() as connection:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             connection.connect(running.address)
-            connection.settimeout(2)
+            connection.settimeout(60)
             with pytest.raises(ConnectionError):
                 ask_for_ever(connection)
         assert until(lambda: not running.server.server_state.connections)
@@ -208,7 +208,7 @@ def fuzz(running, chance, seconds):
     statuses, end = {}, time.monotonic() + seconds
     while time.monotonic() < end:
         request, leaves = broken(chance)
-        with socket.create_connection(running.address, timeout=5) as connection:
+        with socket.create_connection(running.address, timeout=60) as connection:
             try:
                 at = 0
                 while at < len(request):
