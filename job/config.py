@@ -180,7 +180,7 @@ class TrainingConfig:
     """How long, in which batches, and what is looked at on the way. Periods count in steps."""
 
     batch_size: int = 12  # sequences per step over all ranks
-    micro_batch_size: int | None = None  # sequences per forward pass; unset: batch_size
+    micro_batch_size: int | None = None  # sequences per forward pass of one rank; unset: all of its sequences
     max_steps: int | None = None
     epochs: float | None = None
     max_seconds: float | None = None  # of training, over all attempts
@@ -297,12 +297,15 @@ class RuntimeConfig:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
     deterministic: bool = False  # only algorithms that repeat bit for bit on a GPU
+    parallel: Literal["auto", "ddp", "fsdp"] = "auto"  # of several processes: model whole in each, or in shards
+    restarts: int = 3  # of the processes that --processes started, after one of them failed
     threads: int | None = None  # of one process; unset: as many as the process may use
     grace_seconds: float = 30.0  # from the stop signal to the kill
 
     def __post_init__(self) -> None:
         _require(
             *_positive("runtime", threads=self.threads),
+            (self.restarts >= 0, f"runtime.restarts={self.restarts} must be at least 0"),
             (self.grace_seconds >= 0, f"runtime.grace_seconds={self.grace_seconds} must be at least 0"),
         )
 

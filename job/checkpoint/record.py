@@ -54,6 +54,11 @@ class StoredObject:
         """File name without the folders."""
         return self.key.rpartition("/")[2]
 
+    @property
+    def kind(self) -> str:
+        """File name without the number of the rank that wrote it."""
+        return re.sub(r"-\d+\.safetensors$", ".safetensors", self.name)
+
     def plain(self) -> dict[str, Any]:
         """As JSON values."""
         return {"key": self.key, "size": self.size, "sha256": self.sha256}

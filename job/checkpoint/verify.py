@@ -28,14 +28,14 @@ def fetch(objects: ObjectStore, record: Record, folder: Path, names: Collection[
         objects: Where the run is kept.
         record: The checkpoint.
         folder: An existing folder for the files.
-        names: Files that are wanted; all when unset.
+        names: Files that are wanted, a rank's number in them left out; all when unset.
 
     Raises:
         Rejected: A file is missing, has another size or another hash.
     """
     check_sizes(objects, record)
     for stored in record.objects:
-        if names is None or stored.name in names:
+        if names is None or stored.name in names or stored.kind in names:
             _compare(stored, partial(objects.get, stored.key, folder / stored.name))
     return folder
 

@@ -1,6 +1,6 @@
 """Says what happens, once, in every place where somebody looks: events, metrics, log lines and the bar.
 
-Rank 0 alone has one. Nothing here decides anything.
+Nothing here decides anything. What ranks other than the first say is heard by nobody.
 """
 
 import errno
@@ -38,6 +38,7 @@ class Channels:
     pulse: Pulse
     progress: Progress
     status: RunStatus
+    heard: bool = True  # whether anybody looks: at those of rank 0 alone
 
 
 class Narrator:
@@ -57,6 +58,7 @@ class Narrator:
         self.events = events
         self.metrics, self.pulse = channels.metrics, channels.pulse
         self.progress, self.status = channels.progress, channels.status
+        self._heard = channels.heard
         self._timetable = timetable
         self._tokens_per_step = tokens_per_step
         self._kept_here = kept_here
@@ -274,6 +276,8 @@ class Narrator:
 
     def views(self, checkpoints: CheckpointStore) -> dict[str, bytes]:
         """The views by key, as they are now."""
+        if not self._heard:
+            return {}
         views = {facts_key(checkpoints.attempt, checkpoints.term or 0): self.events.facts()}
         views[METRICS_VIEW] = self.metrics.text()
         if last := checkpoints.last:

@@ -16,8 +16,8 @@ from job.config import Config
 from job.data.order import DataOffset
 from job.errors import NotFoundError
 from job.training.learner import Learner, begin_again
-from job.training.resume import load_newest
-from job.training.state import TrainingState, restore
+from job.training.restoring import restore_newest
+from job.training.state import TrainingState
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +59,8 @@ def roll_back(
     standing = {record.seq for record in history.checkpoints(checkpoints.records)}
     candidates = [record for record in reversed(line) if record.seq in standing and record.step <= offset.step]
     record, before = None, TrainingState()
-    if candidates:
-        loaded = load_newest(checkpoints, candidates, lambda folder, record: restore(folder, record, learner))
+    if learner.parallel.ranks.led(lambda: bool(candidates)):
+        loaded = restore_newest(checkpoints, candidates, learner)
         record, before = loaded.record, loaded.value
     elif checkpoints.last and (origin := checkpoints.last.facts.get("imported")):
         raise NotFoundError(

@@ -16,6 +16,7 @@ from job.data.token_files import SplitFiles, TokenFiles, require_windows
 from job.data.tokenizer import Tokenizer, build_tokenizer
 from job.errors import ConfigError, DataError
 from job.infra.metrics import Phase
+from job.infra.place import ALONE, Place
 from job.infra.storage import open_store
 from job.training.evaluation import EvaluationSet, strided_windows
 
@@ -44,10 +45,11 @@ class Text:
         }
 
     def batches(
-        self, config: Config, step: int, offsets: Sequence[DataOffset], pin_memory: bool
+        self, config: Config, step: int, offsets: Sequence[DataOffset], pin_memory: bool, place: Place = ALONE
     ) -> Generator[Batch, None, None]:
         """Training batches from `step` on, for good; closing the iterator ends its workers."""
-        dataset = StepDataset(self.files.train.open(), self.order, config.training.batch_size, offsets)
+        batch_size, rank, world_size = config.training.batch_size, place.rank, place.world_size
+        dataset = StepDataset(self.files.train.open(), self.order, batch_size, offsets, rank, world_size)
         return BatchLoader(dataset, config.data.workers, pin_memory=pin_memory).from_step(step)
 
     def evaluation_sets(self, config: Config, batches: int | None) -> dict[str, EvaluationSet]:

@@ -93,7 +93,7 @@ def step(learner, seed=0, rows_per_pass=4):
 
 
 def copied(tensors):
-    return HostMemory().copy(tensors)
+    return HostMemory().copy(tensors.items())
 
 
 def tensors(learner):
