@@ -30,6 +30,7 @@ from job.config_file import render_toml
 from job.errors import Interrupted, JobError
 from job.infra.endings import write_termination
 from job.infra.logs import LogFormat, configure_logging
+from job.infra.place import ALONE, Crew, Place, crew_of, place_of
 from job.infra.signals import StopSignal
 from job.infra.status import RunStatus
 
@@ -42,6 +43,8 @@ class Session:
 
     log_format: LogFormat = "auto"
     status: RunStatus = field(default_factory=RunStatus)
+    place: Place = ALONE  # among the processes that train together
+    silent: bool = False  # another process says how all of them end
 
 
 class JobGroup(click.Group):
@@ -80,8 +83,9 @@ class JobGroup(click.Group):
 
     def _end(self, ctx: click.Context, code: int, reason: str) -> NoReturn:
         session = ctx.find_object(Session) or Session()
-        _write_ending(session.status, code, reason)
-        log.error("ended", code=code, reason=reason)
+        if not session.silent:
+            _write_ending(session.status, code, reason)
+            log.error("ended", code=code, reason=reason)
         ctx.exit(code)
 
 
@@ -112,60 +116,111 @@ def main(ctx: click.Context, log_format: LogFormat, verbose: bool) -> None:
 @config_options
 @click.option("--restart-from-scratch", is_flag=True, help="Leave the run's checkpoints behind and begin at step 0.")
 @single_writer_option
-@click.pass_obj
+@click.option("--processes", metavar="N|gpu", help="Train with N processes, or one for each GPU of this machine.")
+@click.pass_context
 def train(
-    session: Session,
+    ctx: click.Context,
     preset: str | None,
     path: Path | None,
     overrides: tuple[str, ...],
     restart_from_scratch: bool,
     single_writer_unsafe: bool,
+    processes: str | None,
 ) -> None:
     """Train, or continue, the run that the config describes.
 
     \b
     gpt-job train --preset baby-cpu --set data.corpus=my.txt
     gpt-job train --config run.toml --set run_uri=s3://bucket/run
+    gpt-job train --preset gpt2-124m --processes gpu
     """
-    status = session.status
-    with _summary(status):
+    session: Session = ctx.obj
+    if crew := crew_of(processes, os.environ):
+        _launch(ctx, crew, resolve(preset, path, overrides).config.runtime.restarts)
+        return
+    place, status = place_of(os.environ), session.status
+    session.place = place
+    with _summary(session, place):
         resolved = resolve(preset, path, overrides)
         stop = StopSignal(resolved.config.runtime.grace_seconds).install()
         stop.on_request = _asked_to_stop
-        stop.on_leave = partial(_left_in_haste, status)
+        stop.on_leave = partial(_left_in_haste, session)
         from job.infra.progress import open_progress  # noqa: PLC0415 - rich is for those who train
-        from job.pretrain import pretrain  # noqa: PLC0415 - torch loads only now
+        from job.infra.ranks import join  # noqa: PLC0415 - torch loads only now
+        from job.pretrain import pretrain  # noqa: PLC0415
 
-        progress = open_progress(session.log_format)
+        progress = open_progress(session.log_format if place.rank == 0 else "json")
         options = {"restart_from_scratch": restart_from_scratch, "single_writer_unsafe": single_writer_unsafe}
         try:
             stop.check()
-            pretrain(resolved, stop, progress, status, **options)
+            with join(place, stop, partial(_ended_by_another, session)) as ranks:
+                pretrain(resolved, stop, progress, status, ranks=ranks, **options)
         finally:
             stop.disarm()
             progress.close()
-    _write_ending(status, 0, status.status)
-    log.info("ended", code=0, reason=status.status)
+    if place.rank == 0:
+        _write_ending(status, 0, status.status)
+        log.info("ended", code=0, reason=status.status)
 
 
 @contextmanager
-def _summary(status: RunStatus) -> Iterator[None]:
-    """Where the run stands, as the last line on stdout, however the block ends."""
+def _summary(session: Session, place: Place) -> Iterator[None]:
+    """Where the run stands, as the last line on stdout, however the block ends; rank 0 alone speaks.
+
+    Another rank is heard when what ended all of them happened to it.
+    """
+    if place.world_size > 1:
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a rank that has gone is reported by us
+    if place.rank > 0:
+        configure_logging(session.log_format, "error")
+        structlog.contextvars.bind_contextvars(rank=place.rank)
     try:
         yield
     except Interrupted:
-        status.status = "interrupted"
+        session.status.status = "interrupted"
+        session.silent = place.rank > 0
+        raise
+    except JobError as error:
+        session.silent = place.rank > 0 and getattr(error, "adopted", False)
         raise
     finally:
-        print_json(status.plain())
+        if place.rank == 0:
+            print_json(session.status.plain())
+
+
+def _launch(ctx: click.Context, crew: Crew, restarts: int) -> None:
+    """Train in processes of their own, and end as they do."""
+    from job.infra.launch import launch  # noqa: PLC0415 - torch loads only now
+
+    ended = launch(crew, sys.orig_argv[1:], restarts)
+    status: RunStatus = ctx.obj.status
+    status.step, status.val_loss = ended.said.get("step") or 0, ended.said.get("val_loss")
+    status.checkpoint = ended.said.get("checkpoint")
+    _write_ending(status, ended.code, ended.reason)
+    if ended.code:  # else the first rank has said so
+        log.error("ended", code=ended.code, reason=ended.reason)
+    ctx.exit(ended.code)
 
 
 def _asked_to_stop(reason: str) -> None:
     log.warning("stopping at the next step boundary and saving; once more leaves at once", reason=reason)
 
 
-def _left_in_haste(status: RunStatus, reason: str) -> None:
+def _ended_by_another(session: Session, error: JobError) -> None:
+    """This rank hangs because another has ended: say so where it is looked for, before it is ended too."""
+    if session.place.rank > 0:
+        return
+    reason = f"{type(error).__name__}: {error}"
+    _write_ending(session.status, error.exit_code, reason)
+    log.error("ended", code=error.exit_code, reason=reason)
+    print_json(session.status.plain())
+
+
+def _left_in_haste(session: Session, reason: str) -> None:
     """The watchdog ends the process: say so where it is looked for."""
+    status = session.status
+    if session.place.rank > 0:
+        return
     said = f"Interrupted: {reason}; left at step {status.step}; {status.standing()}; start again to continue"
     _write_ending(status, Interrupted.exit_code, said)
     log.error("ended", code=Interrupted.exit_code, reason=said)
