@@ -31,6 +31,7 @@ TABLE = {  # file -> the test of RELIABILITY's table that it is, where the file 
     "test_not_finite": "R-17",
     "test_rollback": "R-17",
     "test_out_of_memory": "R-18",
+    "test_ranks": "R-19",
     "test_resume_elsewhere": "R-20",
 }
 

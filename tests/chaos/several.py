@@ -7,20 +7,29 @@ import tempfile
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from threading import Timer
 
 from tests.chaos.commands import _command
 from tests.chaos.harness import Plan, ended, launch
 from tests.integration.command import Ending, World, assignments
 
 
-def train(world: World, plans: Sequence[Plan], *settings: str) -> list[Ending]:
-    """Run `train` in this world as many times as there are plans, each a rank; how they ended."""
+def train(world: World, plans: Sequence[Plan], *settings: str, patience: float | None = None) -> list[Ending]:
+    """Run `train` in this world as many times as there are plans, each a rank; how they ended.
+
+    Args:
+        patience: Seconds after which those that have not ended by then are killed.
+    """
     port, words = free_port(), ["train", "--config", "run.toml", *assignments(*settings)]
     notes = [Path(tempfile.mkdtemp(prefix="ended-", dir=world.folder)) for _ in plans]
     processes = [
         launch(_command, plan, world.folder, note, words, partial(become, rank, len(plans), port))
         for rank, (plan, note) in enumerate(zip(plans, notes, strict=True))
     ]
+    if patience is not None:
+        killer = Timer(patience, lambda: [process.kill() for process in processes])
+        killer.daemon = True
+        killer.start()
     try:
         codes = [ended(process, plan) for process, plan in zip(processes, plans, strict=True)]
     finally:
