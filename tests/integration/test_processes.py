@@ -46,10 +46,11 @@ def test_a_signal_is_handed_on_and_the_grace_waited_for(tmp_path):
     assert [line["level"] for line in ending.log].count("error") == 2  # the first rank's, and the launcher's
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_started_again(tmp_path):
     """SIGKILL of one worker: all are started again and end well; the log names who was killed."""
     world = World.create(tmp_path)
-    with start(world, "training.max_steps=600", "checkpoint.every=50") as job:
+    with start(world, "training.max_steps=300", "training.eval_every=300", "checkpoint.every=50") as job:
         job.until("checkpoint saved")
         os.kill(workers(job.process)[-1], signal.SIGKILL)
         again = job.until("processes are started again")
@@ -58,7 +59,7 @@ def test_a_killed_worker_is_started_again(tmp_path):
     assert (again["code"], again["reason"]) == (137, "rank 1 was killed by SIGKILL; start again to continue")
     assert ending.code == 0
     assert ending.events("run continued")
-    assert ending.summary["step"] == 600
+    assert ending.summary["step"] == 300
 
 
 @pytest.mark.slow
