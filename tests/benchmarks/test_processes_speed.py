@@ -28,7 +28,7 @@ def test_two_processes_beside_one(tmp_path):
     """Two gloo processes train at least 1.7 times as fast as one (accumulation 8, 10M parameters)."""
     best = {1: 0.0, 2: 0.0}
     for number in range(ROUNDS):
-        for processes in best:
+        for processes in (1, 2):
             world = World.create(tmp_path / f"{number}-{processes}")
             words = [word for setting in WORK for word in ("--set", setting)]
             ending = world.gpt_job("train", "--processes", str(processes), *words, OMP_NUM_THREADS="1")
