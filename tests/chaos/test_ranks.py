@@ -67,7 +67,7 @@ def test_stopped_at_one_rank_both_stop_at_one_step_and_go_on_equal(unbroken, tmp
     saved = world.saved()[-1]
 
     assert said == (75, 75, True, "interrupted")
-    assert first.summary["step"] == saved
+    assert 13 <= first.summary["step"] == saved <= 16  # a step or two later, not at the next evaluation
     assert codes(train(world, TWO)) == [0, 0]
     assert came_to(world) == unbroken(2)
 
