@@ -149,7 +149,10 @@ def _last_words(config: Config, metrics: Metrics, leads: bool) -> Iterator[None]
     A new attempt first takes back what the one before said of its end. One that lost the run says nothing: the group
     belongs to the attempt that has it.
     """
-    url, grouping = config.observe.pushgateway_url if leads else None, {"job": "gpt-pretrain", "run": config.run_uri.rpartition("/")[2]}
+    url, grouping = (
+        config.observe.pushgateway_url if leads else None,
+        {"job": "gpt-pretrain", "run": config.run_uri.rpartition("/")[2]},
+    )
     if url:
         metrics.push(url, grouping, only_ending=True)
     try:
