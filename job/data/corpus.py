@@ -54,7 +54,7 @@ class Corpus:
     """Files in the order of `data.corpus`.
 
     Args:
-        text_field: Where a line of a .jsonl file keeps its text.
+        text_field: Where a line of a .jsonl, or a row of a .parquet file, keeps its text.
     """
 
     files: tuple[CorpusFile, ...]
@@ -64,13 +64,19 @@ class Corpus:
     def fingerprint(self) -> str:
         """SHA-256, in hex, of what the text depends on: order, content and formats; not names or places."""
         kinds = [[file.format.kind, file.format.compression, file.split, file.sha256] for file in self.files]
-        reads_fields = any(file.format.kind == "jsonl" for file in self.files)
+        reads_fields = any(file.format.kind in {"jsonl", "parquet"} for file in self.files)
         return digest([kinds, self.text_field if reads_fields else None])
 
     @property
     def size(self) -> int:
         """Bytes of all files, as they lie on disk."""
         return sum(file.size for file in self.files)
+
+    @property
+    def text_bytes(self) -> int | None:
+        """About the bytes of its text; None where the files do not tell before they are read."""
+        plain = all(file.format.compression is None and file.format.kind != "parquet" for file in self.files)
+        return self.size if plain else None
 
 
 def pull(config: DataConfig, open_store: OpenStore, advance: Advance) -> Corpus:
