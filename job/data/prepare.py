@@ -8,6 +8,7 @@ import structlog
 from job.config import DataConfig
 from job.data.cache import Advance, cache_folder, digest, locked, publish
 from job.data.corpus import Corpus
+from job.data.meter import Meter
 from job.data.published import published_tokens
 from job.data.token_files import TokenFiles
 from job.data.tokenizer import Tokenizer
@@ -20,21 +21,25 @@ FORMAT = 1  # of token files: raised when the same corpus would become other tok
 log = structlog.get_logger(__name__)
 
 
-def prepare(corpus: Corpus, tokenizer: Tokenizer, config: DataConfig, advance: Advance) -> TokenFiles:
+def prepare(
+    corpus: Corpus, tokenizer: Tokenizer, config: DataConfig, advance: Advance, meter: Meter | None = None
+) -> TokenFiles:
     """The corpus as token files, from the cache when they are there.
 
     One text is cut by characters; of several, each goes whole to the split that its hash names, followed by
     end_of_text, or by a newline where the tokenizer has no such token. A corpus of token files is taken as it is.
 
     Args:
-        advance: Called whenever text has moved; when it raises, nothing is left that looks whole.
+        advance: Called whenever text has moved; when it raises, nothing is left that looks whole, and the next call
+            goes on from there.
 
     Raises:
         DataError: The corpus is empty, damaged or holds what the tokenizer does not know.
     """
     if all(file.format.kind == "tokens" for file in corpus.files):
         return published_tokens(corpus, tokenizer, advance)
-    fingerprint = digest([FORMAT, corpus.fingerprint, tokenizer.sha256, list(config.split)])
+    policy = ["skip"] if config.bad_lines == "skip" else []
+    fingerprint = digest([FORMAT, corpus.fingerprint, tokenizer.sha256, list(config.split), *policy])
     cache = cache_folder(config)
     folder = cache / "tokens" / fingerprint
     if files := _cached(folder):
@@ -43,12 +48,16 @@ def prepare(corpus: Corpus, tokenizer: Tokenizer, config: DataConfig, advance: A
         if files := _cached(folder):
             return files
         partial = folder.with_name(f".{fingerprint}.partial")
+        with folder_errors(f"write {partial}"):
+            partial.mkdir(parents=True, exist_ok=True)
+        meter = meter or Meter()
+        meter.phase("tokenizing", corpus.text_bytes)
         try:
-            _make_empty(partial)
-            tokenize(partial, fingerprint, corpus, tokenizer, config, advance).save(partial)
+            tokenize(partial, fingerprint, corpus, tokenizer, config, advance, meter).save(partial)
             _publish(partial, folder)
-        finally:
+        except DataError:  # the text will not get better
             shutil.rmtree(partial, ignore_errors=True)
+            raise
     return TokenFiles.load(folder)
 
 
@@ -60,14 +69,6 @@ def _cached(folder: Path) -> TokenFiles | None:
     except DataError as error:
         log.warning("cached token files are damaged and are made again", reason=str(error))
         return None
-
-
-def _make_empty(folder: Path) -> None:
-    """Make the folder, without what an earlier attempt left in it."""
-    with folder_errors(f"write {folder}"):
-        if folder.exists():
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True)
 
 
 def _publish(partial: Path, folder: Path) -> None:
