@@ -17,6 +17,7 @@ from job.checkpoint.record import Record
 from job.checkpoint.store import CheckpointStore
 from job.config import Config, identity, identity_digest, plain
 from job.config_file import ResolvedConfig, default_run_uri
+from job.data.tokenizer_files import save_trained
 from job.errors import AccessError, FencedError, Interrupted, JobError, NotFoundError, StorageError
 from job.infra.counted_store import CountedStore
 from job.infra.device import Numerics, changes, choose_numerics, gpu_use, memory_errors
@@ -98,6 +99,8 @@ def pretrain(
         metrics.phase("restoring")
         metrics.describe(facts["code"]["packages"], gpu_use if numerics.device == "cuda" else None)
         newest = _newest(checkpoints, restart_from_scratch)
+        if newest is None and ranks.leads:
+            save_trained(checkpoints.objects, text.tokenizer, config.model.context_length)
         learner = build_learner(config, numerics, text.tokenizer.vocab_size, newest is not None, ranks)
         loaded = _restore(checkpoints, learner) if newest else None
         timetable = Timetable(config.training, text.order.windows)

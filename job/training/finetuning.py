@@ -12,6 +12,7 @@ from job.checkpoint.record import Record, canonical
 from job.checkpoint.store import Checkpoint, CheckpointStore
 from job.config import identity, identity_digest, plain
 from job.config_file import ResolvedConfig, stored_config
+from job.data.bpe_training import PREFIX
 from job.data.tokenizer import Tokenizer, load_tokenizer
 from job.infra.environment import code_facts
 from job.infra.object_store import Content
@@ -82,8 +83,13 @@ def known_of(record: Record, asked: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def stored_tokenizer(checkpoints: CheckpointStore, record: Record | None) -> Tokenizer | None:
-    """The tokenizer that came with imported weights; None where the settings say which one is meant."""
-    if record is None or "imported" not in record.facts:
+    """The tokenizer that came with imported weights, or was trained for the run; None where the settings mean one.
+
+    Another version of what trained it might train another one.
+    """
+    if record is None:
+        return None
+    if "imported" not in record.facts and not record.facts["config"]["data"]["tokenizer"].startswith(PREFIX):
         return None
 
     def load(folder: Path, _: Record) -> Tokenizer:
