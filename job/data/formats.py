@@ -8,6 +8,7 @@ Kind = Literal["text", "jsonl", "parquet", "tokens"]
 
 TEXTS: dict[str, Kind] = {".txt": "text", ".md": "text", ".jsonl": "jsonl"}
 WHOLE: dict[str, Kind] = {".parquet": "parquet", ".bin": "tokens"}  # compressed inside, or not at all
+MANIFEST = ".manifest"  # holds addresses of files, one a line, and no text
 COMPRESSIONS: dict[str, Literal["gzip", "zstd"]] = {".gz": "gzip", ".zst": "zstd"}
 KNOWN = ".txt .md .jsonl (plain, .gz or .zst), .parquet or .bin (token files)"
 
