@@ -231,22 +231,31 @@ def _left_in_haste(session: Session, reason: str) -> None:
 @main.command()
 @config_options
 @json_option
-def prepare(preset: str | None, path: Path | None, overrides: tuple[str, ...], as_json: bool) -> None:
+@click.pass_obj
+def prepare(session: Session, preset: str | None, path: Path | None, overrides: tuple[str, ...], as_json: bool) -> None:
     """Only pull the corpus and tokenize it, once for all jobs that share the cache.
 
     \b
     gpt-job prepare --preset verdict
+    gpt-job prepare --set data.corpus=s3://bucket/crawl/ --set data.cache_uri=s3://bucket/cache
     """
     config = resolve(preset, path, overrides).config
     stop = StopSignal(config.runtime.grace_seconds).install()
+    from job.infra.progress import open_progress  # noqa: PLC0415 - rich is for those who wait
     from job.prepare import prepare as run  # noqa: PLC0415 - tiktoken and numpy load only now
 
-    splits = run(config, stop.check)
+    progress = open_progress(session.log_format)
+    try:
+        facts = run(config, stop.check, progress)
+    finally:
+        progress.close()
     if as_json:
-        print_json(splits)
+        print_json(facts)
         return
-    for split, facts in splits.items():
-        click.echo(f"{split:<12}" + "  ".join(f"{value:,} {name}" for name, value in facts.items()))
+    for split, counts in facts.pop("splits").items():
+        click.echo(f"{split:<12}" + "  ".join(f"{value:,} {name}" for name, value in counts.items()))
+    for name, value in facts.items():
+        click.echo(f"{name.replace('_', ' '):<20}{'unknown' if value is None else f'{value:,}'}")
 
 
 @main.command()

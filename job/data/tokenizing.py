@@ -46,12 +46,14 @@ def tokenize(
     else:
         segments = many_texts(chain(opening, documents), config.split, tokenizer)
     journal = _begin(folder, tokenizer)
+    before = sum(done.tokens for done in journal.splits.values())
     with encoders(tokenizer, config.tokenizer_workers, corpus.size) as (encode, threads):
         batches = islice(_batches(segments), journal.batches, None)
         with closing(in_order(encode, batches, threads)) as encoded:
             train, validation, test = _write(folder, encoded, tokenizer, journal, meter)
+    seconds = time.monotonic() - started
     tokens = {split.name: split.tokens for split in (train, validation, test)}
-    log.info("tokenized", tokenizer=tokenizer.kind, seconds=round(time.monotonic() - started, 1), **tokens)
+    log.info("tokenized", tokenizer=tokenizer.kind, seconds=round(seconds, 1), **tokens)
     return TokenFiles(
         fingerprint,
         tokenizer.vocab_size,
@@ -60,6 +62,7 @@ def tokenize(
         validation,
         test,
         bad.count,
+        round((sum(tokens.values()) - before) / max(seconds, 1e-3)),
     )
 
 

@@ -17,7 +17,7 @@ from job.data.tokenizer import Tokenizer, build_tokenizer
 from job.errors import ConfigError, DataError
 from job.infra.metrics import Phase
 from job.infra.place import ALONE, Place
-from job.infra.storage import open_store
+from job.infra.storage import open_cache, open_store
 from job.training.evaluation import EvaluationSet, strided_windows
 
 log = structlog.get_logger(__name__)
@@ -112,7 +112,7 @@ def read_text(
     corpus = pull(config.data, lambda uri: open_store(uri, config.storage), advance)
     phase("tokenizing")
     tokenizer = tokenizer or build_tokenizer(config.data, corpus, advance)
-    files = prepare(corpus, tokenizer, config.data, advance)
+    files = prepare(corpus, tokenizer, config.data, advance, shared=open_cache(config))
     require_windows(files, config.data.split, config.model.context_length)
     order = Order(config.data.order, files.train.tokens, config.model.context_length, config.window_stride, config.seed)
     log.info(
