@@ -34,6 +34,9 @@ class BpeTokenizer:
         self.vocab_size = self._encoding.n_vocab
         self.end_of_text = self._special_tokens.get(END_OF_TEXT)
 
+    def __reduce__(self) -> tuple[type["BpeTokenizer"], tuple[Any, ...]]:
+        return type(self), (self.kind, self._pattern, self._ranks, self._special_tokens)
+
     @property
     def pattern(self) -> str:
         """Regular expression that divides text into words."""

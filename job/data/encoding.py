@@ -24,7 +24,7 @@ import numpy as np
 from job.data.bpe import BpeTokenizer
 from job.data.shards import AnyTokens, token_type
 from job.data.splits import SPLITS, Segment
-from job.data.tokenizer import NEWLINE, Tokenizer, load_tokenizer
+from job.data.tokenizer import NEWLINE, Tokenizer
 from job.errors import DataError, JobError
 
 MAX_THREADS = 16
@@ -123,7 +123,7 @@ class _Worker:
     def __init__(self, tokenizer: Tokenizer) -> None:
         context = get_context("spawn")  # a fork would take over threads' locks, and all memory that torch has by then
         self._connection, other = context.Pipe()
-        self._process: SpawnProcess = context.Process(target=_work, args=(other, tokenizer.to_json()), daemon=True)
+        self._process: SpawnProcess = context.Process(target=_work, args=(other, tokenizer), daemon=True)
         with _no_main_module():
             self._process.start()
         other.close()
@@ -168,11 +168,10 @@ def _received(connection: Connection, facts: tuple[Any, ...]) -> Part:
     return Part(np.frombuffer(connection.recv_bytes(), dtype), *counts)
 
 
-def _work(connection: Connection, tokenizer_json: bytes) -> None:
+def _work(connection: Connection, tokenizer: Tokenizer) -> None:
     """A worker's life: until the other end is closed, or has died."""
     for signum in (signal.SIGINT, signal.SIGTERM):  # for the process that started this one to answer
         signal.signal(signum, signal.SIG_IGN)
-    tokenizer = load_tokenizer(tokenizer_json)
     with suppress(EOFError, OSError):
         while True:
             batch = [Segment(*fields) for fields in connection.recv()]

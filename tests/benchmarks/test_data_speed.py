@@ -176,11 +176,15 @@ def test_tokenizing(corpus, tmp_path):
         memory = max(each["memory"] for each in found[way]), max(each["children"] for each in found[way])
         print(
             f"  {way:18} {seconds:6.1f} s  {megabytes / seconds:5.1f} MB/s  {best['one_thread'] / seconds:4.2f} x"
+            f"  CPU {min(each['cpu'] for each in found[way]):5.1f} s"
             f"  {memory[0]:5} MiB + {memory[1]} MiB in the largest child"
         )
+    alone = min(found["one_thread"], key=lambda each: each["seconds"])
     each = [rounds[0]["tokens"] for rounds in found.values()]
     assert len(set(each)) == 1
     assert max(entry["memory"] + 2 * entry["children"] for entry in found["ours"]) < 1000
+    if alone["seconds"] > 1.1 * alone["cpu"]:
+        pytest.skip("other work shares the cores: one thread waits for one, so the ratios say nothing")
     assert best["one_thread"] / best["ours"] >= 1.9
     assert best.get("map_of_datasets", np.inf) / best["ours"] >= 2
 
@@ -311,5 +315,13 @@ if __name__ == "__main__":
     import resource
 
     tokens, seconds = WAYS[sys.argv[1]](Path(sys.argv[2]), Path(sys.argv[3]))
-    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss >> 10
-    print(json.dumps({"tokens": tokens, "seconds": seconds, "memory": peak_memory(), "children": children}))
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = time.process_time() + children.ru_utime + children.ru_stime
+    facts = {
+        "tokens": tokens,
+        "seconds": seconds,
+        "cpu": cpu,
+        "memory": peak_memory(),
+        "children": children.ru_maxrss >> 10,
+    }
+    print(json.dumps(facts))
