@@ -21,7 +21,7 @@ from tests.unit.data_support import SHARED, config_for, peak_memory, pulled, sti
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
-MEGABYTES = int(os.environ.get("BENCH_MEGABYTES", "100"))
+MEGABYTES = int(os.environ.get("BENCH_MEGABYTES", "200"))
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", "3"))
 ROOT = Path(__file__).parents[2]
 
