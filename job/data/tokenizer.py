@@ -130,10 +130,10 @@ def _published(name: str) -> Tokenizer:
     import tiktoken  # noqa: PLC0415  # only when asked for
 
     encodings = tiktoken.list_encoding_names()
-    known = ["bpe:N", "byte", "char", *sorted(encodings)]
+    known = ["byte", "char", *sorted(encodings)]
     if name not in encodings:
         nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-        raise ConfigError(f"data.tokenizer={name!r} is none of {', '.join(known)}; nearest is {nearest}")
+        raise ConfigError(f"data.tokenizer={name!r} is none of bpe:N, {', '.join(known)}; nearest is {nearest}")
     try:
         encoding = tiktoken.get_encoding(name)
     except ValueError as error:
