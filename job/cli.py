@@ -33,6 +33,7 @@ from job.infra.logs import LogFormat, configure_logging
 from job.infra.place import ALONE, Crew, Place, crew_of, place_of
 from job.infra.signals import StopSignal
 from job.infra.status import RunStatus
+from job.infra.volumes import require_kept
 
 log = structlog.get_logger(__name__)
 
@@ -117,6 +118,7 @@ def main(ctx: click.Context, log_format: LogFormat, verbose: bool) -> None:
 @click.option("--restart-from-scratch", is_flag=True, help="Leave the run's checkpoints behind and begin at step 0.")
 @single_writer_option
 @click.option("--processes", metavar="N|gpu", help="Train with N processes, or one for each GPU of this machine.")
+@click.option("--ephemeral", is_flag=True, help="In the image: keep the run in the container, to be gone with it.")
 @click.pass_context
 def train(
     ctx: click.Context,
@@ -126,6 +128,7 @@ def train(
     restart_from_scratch: bool,
     single_writer_unsafe: bool,
     processes: str | None,
+    ephemeral: bool,
 ) -> None:
     """Train, or continue, the run that the config describes.
 
@@ -142,6 +145,8 @@ def train(
     session.place = place
     with _summary(session, place):
         resolved = resolve(preset, path, overrides)
+        if not ephemeral:
+            require_kept(resolved.config.run_uri, os.environ)
         stop = StopSignal(resolved.config.runtime.grace_seconds).install()
         stop.on_request = _asked_to_stop
         stop.on_leave = partial(_left_in_haste, session)

@@ -1,5 +1,6 @@
 """The commands that bring weights in and out: parse, call, print."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import click
 
 from job.cli_options import config_at, json_option, model_options, print_json, run_options, single_writer_option
 from job.infra.signals import StopSignal
+from job.infra.volumes import require_kept
 
 
 @click.group()
@@ -35,6 +37,7 @@ def import_weights(
     gpt-job train --set run_uri=runs/mine --set data.corpus=my.txt
     """
     config = config_at(run_uri, preset, path, overrides)
+    require_kept(config.run_uri, os.environ)
     stop = StopSignal(config.runtime.grace_seconds).install()
     from job.weights import import_weights as run  # noqa: PLC0415 - torch loads only now
 
