@@ -89,12 +89,12 @@ def pretrain(
             if _already_complete(config, checkpoints, newest, status):
                 return
             _stand_on(status, checkpoints, newest, config.tokens_per_step)
+        before = newest.facts.get("numerics") if newest else None
+        numerics = choose_numerics(config.runtime, before, ranks.place)
         text = read_text(config, metrics.phase, advance, stored_tokenizer(checkpoints, newest))
         facts = _facts(config, text, newest)
         if newest:
             _require_same(resolved, newest, facts["identity"])
-        before = newest.facts.get("numerics") if newest else None
-        numerics = choose_numerics(config.runtime, before, ranks.place)
         may_delete = _claim(checkpoints, restart_from_scratch, single_writer_unsafe)
         metrics.phase("restoring")
         metrics.describe(facts["code"]["packages"], gpu_use if numerics.device == "cuda" else None)

@@ -16,6 +16,7 @@ import torch
 from job.config import RuntimeConfig
 from job.errors import ConfigError
 from job.infra.place import ALONE, Place
+from job.infra.volumes import IMAGE_MARK
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -157,7 +158,7 @@ def _require_device(device: str) -> None:
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
             f"runtime.device='cuda', but torch finds no GPU: {_cuda_problem()} (a CPU would do with "
-            "--set runtime.device=cpu, if this size is meant for one)"
+            f"--set runtime.device=cpu, if this size is meant for one){_how_to_give_one()}"
         )
     if device == "mps" and not torch.backends.mps.is_available():
         raise ConfigError("runtime.device='mps', but torch finds no Metal GPU on this machine")
@@ -172,6 +173,15 @@ def _cuda_problem() -> str:
     except (RuntimeError, AssertionError) as error:
         return str(error).splitlines()[0]
     return "no reason given"
+
+
+def _how_to_give_one() -> str:
+    """What brings a GPU into a container."""
+    if IMAGE_MARK not in os.environ:
+        return ""
+    if torch.version.cuda is None:
+        return "; this is the image's CPU build: take the one built with TORCH=cuda"
+    return "; a container gets one by docker run --gpus all, or a limit of nvidia.com/gpu in Kubernetes"
 
 
 def _best_precision(device: str) -> str:
