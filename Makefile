@@ -127,7 +127,8 @@ lint-image: $(VENV)-tools/.installed ## hadolint and shellcheck
 # The two builds of torch are two locks: PyPI's, with the CUDA libraries, and the small one of its own index (or WHEELS).
 LOCK = $(VENV)-tools/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
 	--custom-compile-command 'make locks'
-OF_JOB = $(LOCK) --constraints constraints.txt --extra zstd pyproject.toml -
+IMAGE_EXTRAS := zstd
+OF_JOB = $(LOCK) --constraints constraints.txt $(IMAGE_EXTRAS:%=--extra %) pyproject.toml -
 CPU_TORCH = $(if $(WHEELS),--find-links $(WHEELS),--torch-backend cpu)
 locks: $(VENV)-tools/.installed ## Resolve the images' packages again, with their hashes
 	echo 'torch==$(TORCH_VERSION)' | $(OF_JOB) --output-file docker/requirements-cuda.lock

@@ -18,7 +18,7 @@ JOB_LOCKS = ["docker/requirements-cpu.lock", "docker/requirements-cuda.lock"]
 LOCKS = [*JOB_LOCKS, "docker/s3/requirements.lock"]
 DIGEST = r"@sha256:[0-9a-f]{64}"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-EXTRAS = ["zstd"]  # that the image has
+EXTRAS = re.search(r"(?m)^IMAGE_EXTRAS := (.*)", (ROOT / "Makefile").read_text())[1].split()
 
 
 def instructions(path):
