@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "checkpoint": {"errors", "config", "infra", "tensor_file"},
     "report": {"errors", "config", "infra"},
     "training": GROUND | {"infra", "model", "data", "checkpoint", "report"},
+    "serving": GROUND | {"infra", "model", "data", "report"},
 }
 MAY_IMPORT["serving"] = set(MAY_IMPORT)
 COMMANDS = {"pretrain", "prepare", "evaluate", "generate", "checkpoints", "weights", "serve"}
