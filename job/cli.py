@@ -24,6 +24,7 @@ from job.cli_options import (
     weights_option,
 )
 from job.cli_serve import serve
+from job.cli_serve_test import serve_test
 from job.cli_weights import weights as weights_group
 from job.config import plain
 from job.config_file import render_toml
@@ -364,6 +365,7 @@ def generate(
 main.add_command(checkpoints)
 main.add_command(weights_group)
 main.add_command(serve)
+main.add_command(serve_test)
 
 
 @main.group()

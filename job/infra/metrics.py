@@ -188,12 +188,16 @@ class Metrics:
         `grouping` is stable over restarts, as groups never expire: `job` (a Job's name, not a pod's) and what else
         tells runs apart.
         """
-        rest = {name: value for name, value in grouping.items() if name != "job"}
-        try:
-            registry = self._ending.alone if only_ending else self.registry
-            pushadd_to_gateway(url, grouping["job"], registry, rest, timeout=PUSH_SECONDS)
-        except (OSError, HTTPException, ValueError) as error:
-            log.warning("metrics not pushed", url=url, reason=str(error))
+        push_registry(self._ending.alone if only_ending else self.registry, url, grouping)
+
+
+def push_registry(registry: CollectorRegistry, url: str, grouping: Mapping[str, str]) -> None:
+    """Send all values of a registry to a Pushgateway; a failure is a warning."""
+    rest = {name: value for name, value in grouping.items() if name != "job"}
+    try:
+        pushadd_to_gateway(url, grouping["job"], registry, rest, timeout=PUSH_SECONDS)
+    except (OSError, HTTPException, ValueError) as error:
+        log.warning("metrics not pushed", url=url, reason=str(error))
 
 
 class _Gauge(Gauge):

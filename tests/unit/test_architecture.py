@@ -24,10 +24,9 @@ MAY_IMPORT = {
     "checkpoint": {"errors", "config", "infra", "tensor_file"},
     "report": {"errors", "config", "infra"},
     "training": GROUND | {"infra", "model", "data", "checkpoint", "report"},
-    "serving": GROUND | {"infra", "model", "data", "report"},
 }
 MAY_IMPORT["serving"] = set(MAY_IMPORT)
-COMMANDS = {"pretrain", "prepare", "evaluate", "generate", "checkpoints", "weights", "serve"}
+COMMANDS = {"pretrain", "prepare", "evaluate", "generate", "checkpoints", "weights", "serve", "serve_test"}
 BELOW_COMMANDS = set(MAY_IMPORT)
 MAY_IMPORT |= dict.fromkeys(COMMANDS, BELOW_COMMANDS)
 MAY_IMPORT |= {
@@ -35,7 +34,10 @@ MAY_IMPORT |= {
     "cli_checkpoints": GROUND | {"cli_options", "checkpoints"},
     "cli_weights": GROUND | {"infra", "cli_options", "weights"},
     "cli_serve": GROUND | {"infra", "cli_options", "serving", "serve"},
-    "cli": GROUND | {"infra", "cli_options", "cli_checkpoints", "cli_weights", "cli_serve"} | COMMANDS,
+    "cli_serve_test": GROUND | {"infra", "cli_options", "generate", "serving", "serve_test"},
+    "cli": GROUND
+    | {"infra", "cli_options", "cli_checkpoints", "cli_weights", "cli_serve", "cli_serve_test"}
+    | COMMANDS,
     "__main__": {"cli"},
     "__init__": {"config_file", "model", "training"},
 }

@@ -2,7 +2,7 @@
 
 import pytest
 
-from job.serving.figures import Timeline, figures
+from job.serving.testing.figures import Timeline, figures
 
 
 def answered(started, *chunks, tokens=None, prompt_tokens=0, due=None):

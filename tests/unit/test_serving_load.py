@@ -8,9 +8,9 @@ from threading import Barrier, Lock
 import pytest
 
 from job.errors import ConfigError, Interrupted
-from job.serving.arrivals import poisson
-from job.serving.figures import Timeline, most_at_once
-from job.serving.load import Load, run_load
+from job.serving.testing.arrivals import poisson
+from job.serving.testing.figures import Timeline, most_at_once
+from job.serving.testing.load import Load, run_load
 
 BODIES = [{"prompt": number} for number in range(3)]
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from job.serving.sse import EventStream
+from job.serving.testing.sse import EventStream
 
 TEXT = (
     'data: {"text": "größer"}\n\n: a comment\n\ndata:no space\n\n'

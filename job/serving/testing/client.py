@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +11,8 @@ from urllib3 import BaseHTTPResponse, HTTPHeaderDict, PoolManager, Timeout
 from urllib3.exceptions import HTTPError
 
 from job.errors import JobError
-from job.serving.figures import Timeline
-from job.serving.sse import EventStream
+from job.serving.testing.figures import Timeline
+from job.serving.testing.sse import EventStream
 
 COMPLETIONS = "/v1/completions"
 DONE = "[DONE]"
@@ -87,16 +87,16 @@ class ServeClient:
                     yield _chunk(data)
         raise AnswerError(f"the stream ended without {DONE}")
 
-    def timed(self, due: float, clock: Callable[[], float] = time.perf_counter, **body: Any) -> Timeline:
+    def timed(self, due: float, body: Mapping[str, Any]) -> Timeline:
         """What streaming a completion is like; never raises for what the server does."""
-        started = clock()
+        started = time.perf_counter()
         chunks: list[float] = []
         usage: dict[str, Any] = {}
         error = ""
         try:
             for chunk in self.stream(**body, stream_options={"include_usage": True}):
                 if chunk.get("choices"):
-                    chunks.append(clock())
+                    chunks.append(time.perf_counter())
                 usage = chunk.get("usage") or usage
             if not chunks or not usage:
                 error = "an answer without " + ("a token" if usage else "its usage")
@@ -106,7 +106,7 @@ class ServeClient:
             due=due,
             started=started,
             chunks=tuple(chunks),
-            ended=clock(),
+            ended=time.perf_counter(),
             prompt_tokens=int(usage.get("prompt_tokens", 0)),
             completion_tokens=int(usage.get("completion_tokens", 0)),
             error=error,

@@ -8,8 +8,8 @@ from threading import Lock
 from typing import Any
 
 from job.errors import ConfigError
-from job.serving.arrivals import poisson
-from job.serving.figures import Timeline
+from job.serving.testing.arrivals import poisson
+from job.serving.testing.figures import Timeline
 
 Send = Callable[[float, Mapping[str, Any]], Timeline]  # when it was due, what to ask -> what it was like
 MOST_AT_ONCE = 1000  # requests under way, a thread each

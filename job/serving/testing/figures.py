@@ -81,6 +81,12 @@ def latencies(name: str, timelines: Sequence[Timeline]) -> list[float]:
     return [seconds for one in timelines if one.chunks for seconds in of(one)]
 
 
+def quantiles(name: str, timelines: Sequence[Timeline]) -> list[float]:
+    """The 0th, 1st, ... 100th percentile of a latency over whole answers, in milliseconds; empty when there is none."""
+    seconds = latencies(name, [one for one in timelines if not one.error])
+    return [round(1000 * value, 3) for value in np.percentile(seconds, range(101))] if seconds else []
+
+
 def most_at_once(timelines: Sequence[Timeline]) -> int:
     """The most requests that were under way at the same time."""
     changes = [(one.started, 1) for one in timelines] + [(one.ended, -1) for one in timelines]
