@@ -105,7 +105,7 @@ def summary(facts: Mapping[str, Any], report_uri: str) -> dict[str, Any]:
         "checks": {"passed": checks.count(True), "failed": checks.count(False), "skipped": checks.count(None)},
         "requests": {name: sum(load[name] for load in loads) for name in ("completed", "failed")},
         "best_load": best.get("name"),
-        **{name: best[name] and round(best[name], 3) for name in names if best},
+        **{name: best.get(name) and round(best[name], 3) for name in names},
         "ready_seconds": facts["server"]["ready_seconds"],
         "seconds": facts["seconds"],
         "report": report_uri,

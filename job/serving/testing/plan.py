@@ -147,7 +147,8 @@ class Plan:
         assert self.sweep is not None
         low, high = slowest / 2, fastest
         step = (high - low) / (self.sweep - 1)
-        return [Load(requests=self.requests, request_rate=low + step * number) for number in range(self.sweep)]
+        rates = [float(f"{low + step * number:.3g}") for number in range(self.sweep)]
+        return [Load(requests=self.requests, request_rate=rate) for rate in rates]
 
 
 def _at_most(name: str, limit: float, found: float | None, load: str) -> Verdict:

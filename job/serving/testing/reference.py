@@ -17,6 +17,8 @@ from job.serving.testing.prompts import mixed_prompts
 
 log = structlog.get_logger(__name__)
 
+MOST_PROMPTS = 256
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reference:
@@ -40,8 +42,8 @@ def without_model(
 ) -> Reference:
     """Prompts alone: the server's own answers will have to agree with each other."""
     fitted = fit(plan, context_length) if context_length else plan
-    count = max(fitted.requests, fitted.checked)
-    prompts = given or mixed_prompts(count, fitted.longest_prompt, fitted.seed, None, characters_per_token)
+    count, longest = _count(fitted), fitted.longest_prompt
+    prompts = given or mixed_prompts(count, longest, fitted.seed, None, characters_per_token)
     return Reference(plan=fitted, prompts=prompts)
 
 
@@ -60,8 +62,7 @@ def with_model(
         DataError: A given prompt has a character that the tokenizer does not know.
     """
     fitted = fit(plan, model.context_length)
-    count = max(fitted.requests, fitted.checked)
-    prompts = given or mixed_prompts(count, fitted.longest_prompt, fitted.seed, tokenizer)
+    prompts = given or mixed_prompts(_count(fitted), fitted.longest_prompt, fitted.seed, tokenizer)
     _require_room(prompts, tokenizer, model.context_length - fitted.max_tokens)
     decoder = Decoder(model, dtype)
     expected = []
@@ -85,6 +86,11 @@ def fit(plan: Plan, context_length: int) -> Plan:
     if (max_tokens, longest) != (plan.max_tokens, plan.longest_prompt):
         log.warning("lengths fitted to the context", context=context_length, max_tokens=max_tokens, prompts=longest)
     return replace(plan, max_tokens=max_tokens, longest_prompt=longest)
+
+
+def _count(plan: Plan) -> int:
+    """Prompts to make; a load of more requests takes them in turn."""
+    return max(plan.checked, min(plan.requests, MOST_PROMPTS))
 
 
 def _require_room(prompts: Sequence[str], tokenizer: Tokenizer, room: int) -> None:
