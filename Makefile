@@ -74,7 +74,7 @@ chaos: $(VENV)/.dev $(VENV)-s3/.installed ## Kills, stops and storage faults in 
 mutants: $(VENV)/.dev $(VENV)-s3/.installed ## Faults put into the code, each of which has to turn a test red
 	$(VENV)/bin/python -m tests.chaos.mutants
 
-bench: $(VENV)/.peers $(VENV)-s3/.installed ## What saving, loading and generating cost, beside others (needs a quiet machine)
+bench: $(VENV)/.peers $(VENV)-s3/.installed ## What saving, loading, generating and serving cost, beside others (on a quiet machine)
 	$(VENV)/bin/python -m pytest tests/benchmarks -m "slow or not slow" -s
 
 parity: $(VENV)/.parity $(VENV)-tensorflow/.installed ## The tutorials' and nanoGPT's results, trained for real (half an hour)
@@ -159,7 +159,8 @@ $(VENV)/.parity: $(VENV)/.dev
 	@$(PIP) install -q -c constraints.txt -e '.[dev,parity]'
 	@touch $@
 
-$(VENV)/.peers: $(VENV)/.parity tests/benchmarks/peers.txt
+$(VENV)/.peers: $(VENV)/.dev tests/benchmarks/peers.txt
+	@$(PIP) install -q -c constraints.txt -e '.[dev,bench]'
 	@$(PIP) install -q --no-deps -r tests/benchmarks/peers.txt
 	@touch $@
 
