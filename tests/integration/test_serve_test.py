@@ -14,6 +14,7 @@ from job.data.huggingface_tokenizer import huggingface_files
 from job.errors import ConfigError, JobError
 from job.infra.progress import SilentProgress
 from job.infra.signals import StopSignal
+from job.infra.storage import open_store
 from job.serve_test import Target, serve_test
 from job.serving.testing.client import ServeClient
 from job.serving.testing.plan import Plan, Thresholds
@@ -319,3 +320,15 @@ def test_a_test_that_is_stopped(weights, tmp_path):
     assert ending.codes == {75}
     with pytest.raises(JobError, match="Connection"):
         ServeClient(report["server"]["url"]).request("GET", "/healthz")
+
+
+def test_a_report_in_a_bucket(server, weights, s3_environment):
+    """With a bucket's address the whole report lies there."""
+    uri = s3_environment.fresh_uri()
+    config = load_config(None, overrides=["runtime.device=cpu", "storage.addressing_style=path"]).config
+    target = Target(known=False, url=server)
+    serve_test(config, target, PLAN, ["a prompt"], uri, StopSignal(1.0), SilentProgress())
+    store = open_store(uri, config.storage)
+
+    assert store.keys("") == ["metrics.prom", "serve-test.html", "serve-test.json"]
+    assert json.loads(store.read("serve-test.json"))["status"] == "passed"
