@@ -104,9 +104,9 @@ def ask_theirs(client, due, body):
 
 
 def tokens_per_second(ask, client, requests=REQUESTS):
-    found = figures(run_load(Load(requests=requests, concurrency=AT_ONCE), BODIES, 0, partial(ask, client)))
-    assert found["failed"] == 0
-    return found["output_throughput"]
+    timelines = run_load(Load(requests=requests, concurrency=AT_ONCE), BODIES, 0, partial(ask, client))
+    assert not {one.error for one in timelines} - {""}
+    return figures(timelines)["output_throughput"]
 
 
 BODIES = [{"prompt": PROMPT[: 40 + 4 * number], "max_tokens": TOKENS} for number in range(AT_ONCE)]
