@@ -57,7 +57,9 @@ class ServeClient:
         self.url = url.rstrip("/").removesuffix("/v1")
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         # Retried, a request would be counted once and done twice.
-        self._pool = PoolManager(maxsize=connections, retries=False, timeout=Timeout(CONNECT_SECONDS, seconds))
+        self._pool = PoolManager(
+            maxsize=connections, retries=False, timeout=Timeout(connect=CONNECT_SECONDS, read=seconds)
+        )
 
     def request(
         self, method: str, path: str, content: bytes | None = None, headers: Mapping[str, str] | None = None
