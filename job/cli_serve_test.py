@@ -38,8 +38,8 @@ def _numbers(kind: type) -> Any:
 @click.option("--model", "name", help="Name of the model at --url; unset: the first that it lists.")
 @click.option("--report-uri", default="serve-test", show_default=True, help="Folder or s3:// address of the report.")
 @click.option("--prompts", "prompt_file", metavar="FILE", help="A prompt a line (.jsonl: a JSON string); - for stdin.")
-@click.option("--concurrency", "concurrencies", callback=_numbers(int), help="Requests at a time, e.g. 1,8. [1,8]")
-@click.option("--rate", "rates", callback=_numbers(float), help="Requests a second, whatever the server does: 2,4.5.")
+@click.option("--concurrency", "concurrencies", callback=_numbers(int), help="Requests at a time. [1,8]")
+@click.option("--rate", "rates", callback=_numbers(float), help="Requests a second: 2,4.5.")
 @click.option("--sweep", type=click.IntRange(min=2), help="So many rates, up to what the server can do.")
 @click.option("--requests", type=click.IntRange(min=1), default=32, show_default=True, help="Of each load.")
 @click.option("--max-tokens", type=click.IntRange(min=1), default=64, show_default=True, help="Of each answer.")
@@ -122,8 +122,11 @@ def serve_test(
 
 
 def _given(flags: dict[str, Any]) -> dict[str, Any]:
-    """Without those that were left to the plan."""
-    return {name: value for name, value in flags.items() if value not in (None, ())}
+    """Without those that are left to the plan; with rates alone, no other loads."""
+    given = {name: value for name, value in flags.items() if value not in (None, ())}
+    if "sweep" in given and {"concurrencies", "rates"} & given.keys():
+        raise click.UsageError("--sweep makes loads of its own: no --concurrency or --rate with it")
+    return {"concurrencies": (), **given} if "rates" in given else given
 
 
 def _settings(preset: str | None, path: Path | None, overrides: tuple[str, ...]) -> list[str]:

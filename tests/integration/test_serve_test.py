@@ -332,3 +332,8 @@ def test_a_report_in_a_bucket(server, weights, s3_environment):
 
     assert store.keys("") == ["metrics.prom", "serve-test.html", "serve-test.json"]
     assert json.loads(store.read("serve-test.json"))["status"] == "passed"
+
+
+def test_a_sweep_has_loads_of_its_own(world):
+    """A sweep beside other loads is refused as wrong usage, before anything starts."""
+    assert world.gpt_job("serve-test", "--sweep", "3", "--rate", "2").code == 2

@@ -78,7 +78,8 @@ def _measure(
         "errors": _reasons(timelines),
         **{f"quantiles_{name}_ms": quantiles(name, timelines) for name in DRAWN},
     }
-    log.info("load", **{name: found[name] for name in ("name", "completed", "failed", "output_throughput")})
+    facts = {name: found[name] for name in ("name", "completed", "failed")}
+    log.info("load", **facts, tokens_per_second=round(found["output_throughput"] or 0.0, 2))
     return found
 
 

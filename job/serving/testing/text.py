@@ -21,14 +21,14 @@ _COLUMNS = (
 def report_lines(facts: Facts) -> Iterator[str]:
     """Checks, loads, thresholds, and what it comes to."""
     for check in facts["checks"]:
-        yield f"{_WORDS[check['passed']]:<8}{check['name']:<36}{_first_line(check['detail'])}"
+        yield f"{_WORDS[check['passed']]:<8}{check['name']:<48}{_first_line(check['detail'])}"
     if facts["loads"]:
         yield ""
         yield from _load_lines(facts["loads"])
     for verdict in facts["thresholds"]:
         found = "unknown" if verdict["found"] is None else f"{verdict['found']:,.6g}"
         limit = f"{verdict['limit']:,.6g}"
-        yield f"{_WORDS[verdict['passed']]:<8}{verdict['name']:<36}{found}, limit {limit} {verdict['load']}".rstrip()
+        yield f"{_WORDS[verdict['passed']]:<8}{verdict['name']:<48}{found}, limit {limit} {verdict['load']}".rstrip()
     yield ""
     yield facts["status"].upper()
 
