@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -152,7 +153,7 @@ def train(
         stop.on_request = _asked_to_stop
         stop.on_leave = partial(_left_in_haste, session)
         from job.infra.progress import open_progress  # noqa: PLC0415 - rich is for those who train
-        from job.infra.ranks import join  # noqa: PLC0415 - torch loads only now
+        from job.infra.together import join  # noqa: PLC0415 - torch loads only now
         from job.pretrain import pretrain  # noqa: PLC0415
 
         progress = open_progress(session.log_format if place.rank == 0 else "json")
@@ -224,9 +225,9 @@ def _ended_by_another(session: Session, error: JobError) -> None:
 
 def _left_in_haste(session: Session, reason: str) -> None:
     """The watchdog ends the process: say so where it is looked for."""
-    status = session.status
     if session.place.rank > 0:
         return
+    status = copy(session.status)  # training goes on beside this
     said = f"Interrupted: {reason}; left at step {status.step}; {status.standing()}; start again to continue"
     _write_ending(status, Interrupted.exit_code, said)
     log.error("ended", code=Interrupted.exit_code, reason=said)

@@ -15,7 +15,7 @@ from job.data.builtin import python_docs
 from job.data.tokenizer import build_tokenizer, load_tokenizer
 from job.data.tokenizer_files import save_trained
 from job.errors import ConfigError, DataError
-from job.infra.object_store import DirectoryObjectStore
+from job.infra.directory_store import DirectoryObjectStore
 from tests.unit.data_support import config_for, pulled, still
 
 ODD = "Zażółć gęślą jaźń 漢字 🙂🙃 \x00\u200b <|endoftext|> it's 1234567\n\n   \t x  "
