@@ -70,7 +70,7 @@ format: $(VENV)/.dev ## Put the code into its one style
 chaos: $(VENV)/.dev $(VENV)-s3/.installed ## Kills, stops and storage faults in large numbers; writes reliability-report.json (long)
 	@mkdir -p build && rm -f build/evidence
 	RELIABILITY_EVIDENCE=build/evidence $(VENV)/bin/python -m tests.chaos.prove --kills 50
-	HYPOTHESIS_PROFILE=long $(VENV)/bin/python -m pytest tests/unit -m "slow or not slow"
+	HYPOTHESIS_PROFILE=long $(VENV)/bin/python -m pytest tests/unit tests/integration -m "slow or not slow"
 	RELIABILITY_EVIDENCE=build/evidence HYPOTHESIS_PROFILE=long $(VENV)/bin/python -m pytest tests/chaos -m "slow or not slow"; code=$$?; \
 	$(VENV)/bin/python -m tests.chaos.report build/evidence build && exit $$code
 

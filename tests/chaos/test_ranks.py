@@ -90,6 +90,7 @@ def test_one_two_one(tmp_path):
     assert max(abs(found[step] / expected[step] - 1) for step in expected) < 1e-5
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_killed_ends_the_other_with_a_reason(unbroken, tmp_path):
     """SIGKILL of one rank: the other says which one is gone and ends with 1; together again they end bit-equal."""
     world = World.create(tmp_path)
@@ -102,6 +103,7 @@ def test_a_rank_that_is_killed_ends_the_other_with_a_reason(unbroken, tmp_path):
     assert came_to(world) == unbroken(2)
 
 
+@pytest.mark.slow
 def test_storage_that_fails_for_one_rank_only(tmp_path):
     """Lost saves of one rank are lost for both and borne; too many in a row end both with 69 and one reason."""
     borne, ended = World.create(tmp_path / "borne"), World.create(tmp_path / "ended")
@@ -115,6 +117,7 @@ def test_storage_that_fails_for_one_rank_only(tmp_path):
     assert ended.saved() == []
 
 
+@pytest.mark.slow
 def test_shards_are_loaded_by_one_process(unbroken, tmp_path):
     """What FSDP2 has saved is a checkpoint like others: complete, with names and shapes of one process."""
     world = World.create(tmp_path)
@@ -129,7 +132,8 @@ def test_shards_are_loaded_by_one_process(unbroken, tmp_path):
     assert [event["step"] for event in world.history() if event["event"] == "run started"] == [0, step]
 
 
-@pytest.mark.parametrize("spread", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("spread", ["ddp", "fsdp"])
 def test_one_ranks_share_that_is_no_number(tmp_path, spread):
     """A NaN on one rank is skipped by all, and they go back together; without leave to, all end with 70."""
     settings = (f"runtime.parallel={spread}", "training.max_nonfinite_steps=3")

@@ -32,6 +32,7 @@ def workers(process):
     return sorted(map(int, children))
 
 
+@pytest.mark.slow
 def test_a_signal_is_handed_on_and_the_grace_waited_for(tmp_path):
     """SIGTERM to the launcher: both workers save the same step, and it ends with their 75 and their reason."""
     world = World.create(tmp_path)

@@ -228,7 +228,12 @@ BENDS = {
 }
 
 
-@pytest.mark.parametrize("name", BENDS)
+PER_COMMIT = {"a token", "company", "a refusal's status"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in PER_COMMIT)) for name in BENDS]
+)
 def test_a_server_that_is_wrong_fails(server, tested, name):
     """One thing bent on the way fails the test, with the check that stands for it."""
     bend, check = BENDS[name]
