@@ -22,6 +22,7 @@ from job.cli_options import (
     resolve,
     weights_option,
 )
+from job.cli_report import report
 from job.cli_weights import weights as weights_group
 from job.config import plain
 from job.config_file import render_toml
@@ -292,6 +293,7 @@ def generate(
 
 main.add_command(checkpoints)
 main.add_command(weights_group)
+main.add_command(report)
 
 
 @main.group()

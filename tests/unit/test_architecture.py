@@ -31,8 +31,9 @@ MAY_IMPORT |= dict.fromkeys(COMMANDS, BELOW_COMMANDS)
 MAY_IMPORT |= {
     "cli_options": GROUND,
     "cli_checkpoints": GROUND | {"cli_options", "checkpoints"},
+    "cli_report": GROUND | {"cli_options", "report"},
     "cli_weights": GROUND | {"infra", "cli_options", "weights"},
-    "cli": GROUND | {"infra", "cli_options", "cli_checkpoints", "cli_weights"} | COMMANDS,
+    "cli": GROUND | {"infra", "cli_options", "cli_checkpoints", "cli_report", "cli_weights"} | COMMANDS,
     "__main__": {"cli"},
     "__init__": {"config_file", "model", "training"},
 }
