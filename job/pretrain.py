@@ -18,18 +18,21 @@ from job.checkpoint.store import CheckpointStore
 from job.config import Config, identity, identity_digest, plain
 from job.config_file import ResolvedConfig, default_run_uri
 from job.errors import AccessError, FencedError, Interrupted, JobError, NotFoundError, StorageError
-from job.infra.device import changes, choose_numerics, gpu_use, memory_errors
-from job.infra.environment import code_facts, owner_facts
+from job.infra.device import changes, choose_numerics, gpu_name, gpu_use, memory_errors
+from job.infra.environment import code_facts, machine_facts, owner_facts, process_seconds
 from job.infra.health import HealthServer, Pulse
 from job.infra.metrics import Metrics
 from job.infra.progress import Progress
 from job.infra.signals import StopSignal
 from job.infra.status import RunStatus
 from job.infra.storage import local_folder, open_store
+from job.report.tensorboard import FOLDER as TENSORBOARD
+from job.report.tensorboard import TensorBoard, require_tensorboard
 from job.training.finetuning import is_starting_point, known_of, stored_tokenizer, take_over
 from job.training.finish import finish
 from job.training.learner import Learner, build_learner
 from job.training.narrator import Channels, Narrator
+from job.training.reporter import Reporter
 from job.training.resume import Loaded, load_newest, lost_everything, nothing_valid
 from job.training.saver import Saver
 from job.training.state import TrainingState, restore
@@ -38,6 +41,7 @@ from job.training.timetable import Timetable, total_steps
 from job.training.trainer import Trainer
 
 log = structlog.get_logger(__name__)
+_SOURCES = 50  # files of a corpus that the event log names
 
 
 def pretrain(
@@ -55,6 +59,8 @@ def pretrain(
         JobError: Every deliberate end but completion; the class says which.
     """
     config = resolved.config
+    if config.observe.tensorboard:
+        require_tensorboard()
     status.run_uri = config.run_uri
     metrics, pulse = Metrics(CollectorRegistry()), Pulse()
     channels = Channels(metrics, pulse, progress, status)
@@ -105,7 +111,7 @@ def pretrain(
             stop=stop,
             advance=advance,
         )
-        with _told(narrator, saver, checkpoints, config):
+        with _told(narrator, saver, checkpoints, config, stop):
             _announce(resolved, trainer, checkpoints, loaded)
             ready()
             trainer.run()
@@ -114,7 +120,9 @@ def pretrain(
 
 
 @contextmanager
-def _told(narrator: Narrator, saver: Saver, checkpoints: CheckpointStore, config: Config) -> Iterator[None]:
+def _told(
+    narrator: Narrator, saver: Saver, checkpoints: CheckpointStore, config: Config, stop: StopSignal
+) -> Iterator[None]:
     """Let the save under way end, and tell of the error, when the block ends with one."""
     try:
         yield
@@ -127,6 +135,7 @@ def _told(narrator: Narrator, saver: Saver, checkpoints: CheckpointStore, config
         unreachable = isinstance(error, StorageError | AccessError) and not kept_here
         if not unreachable and not isinstance(error, FencedError):
             narrator.publish(checkpoints)
+            narrator.publish_report(checkpoints.objects, stop.remaining() / 2)
         raise
     finally:
         narrator.close(config.observe.pushgateway_url)
@@ -238,7 +247,10 @@ def _narrator(
     folder = local_folder(config.run_uri)
     past = past_events(checkpoints.objects, checkpoints.records, checkpoints.last)
     events = EventLog((folder or scratch) / VIEW, past, checkpoints.term or 0)
-    return Narrator(channels, events, timetable, config.tokens_per_step, folder is not None)
+    reporter = Reporter(events.path, config.run_uri, scratch) if config.observe.report else None
+    board = TensorBoard((folder or scratch) / TENSORBOARD) if config.observe.tensorboard else None
+    tokens, kept_here = config.tokens_per_step, folder is not None
+    return Narrator(channels, events, timetable, tokens, kept_here, reporter=reporter, board=board)
 
 
 def _give_back(narrator: Narrator, checkpoints: CheckpointStore) -> None:
@@ -260,6 +272,7 @@ def _announce(
     trainer.narrator.resumed_with(trainer.state.eval_train_loss, trainer.state.val_loss, trainer.state.seconds)
     trainer.narrator.started(
         trainer.state.step,
+        _environment(trainer),
         run_uri=resolved.config.run_uri,
         preset=resolved.preset,
         parameters=trainer.learner.model.parameter_count,
@@ -270,6 +283,23 @@ def _announce(
         attempt=sum(r.kind == "fence" and not r.facts.get("maintenance") for r in checkpoints.records),
     )
     trainer.narrator.publish(checkpoints)
+
+
+def _environment(trainer: Trainer) -> dict[str, Any]:
+    """What the event log says of an attempt's surroundings, so that a report needs nothing else."""
+    facts, numerics = trainer.facts, trainer.learner.numerics
+    corpus: dict[str, Any] = facts["corpus"]  # type: ignore[assignment]  # as _facts has made it
+    spent = trainer.narrator.metrics.phase_seconds()
+    spent["importing"] = max(0.0, process_seconds() - sum(spent.values()))
+    return {
+        "config": facts["config"],
+        "code": facts["code"],
+        "corpus": {**corpus, "files": corpus["files"][:_SOURCES], "file_count": len(corpus["files"])},
+        "tokenizer_sha256": facts["tokenizer_sha256"],
+        "numerics": numerics.plain(),
+        "machine": machine_facts(gpu_name() if numerics.device == "cuda" else None),
+        "startup": {name: round(seconds, 3) for name, seconds in spent.items()},
+    }
 
 
 def _compare(trainer: Trainer, record: Record) -> None:

@@ -1,6 +1,7 @@
 """Every metric of the job, declared once; labels come from closed sets, so series never grow with time."""
 
 import math
+import time
 from collections.abc import Callable, Iterable, Mapping
 from http.client import HTTPException
 from typing import Literal, get_args
@@ -110,7 +111,11 @@ class Metrics:
 
     def phase(self, name: Phase) -> None:
         """Say what the job is doing: one phase is 1, the others are 0."""
-        self._phase.current = name
+        self._phase.enter(name)
+
+    def phase_seconds(self) -> dict[str, float]:
+        """Seconds that were spent in each phase so far."""
+        return self._phase.seconds()
 
     def evaluated(self, split: Split, loss: float, bits_per_byte: float | None) -> None:
         """Set a split's loss in nats per token, its perplexity and bits per byte."""
@@ -185,7 +190,20 @@ class _Gauge(Gauge):
 class _PhaseCollector(Collector):
     """The phases as one family, so that a scrape never sees two of them, or none."""
 
-    current: Phase = "starting"
+    def __init__(self) -> None:
+        self.current: Phase = "starting"
+        self._since = time.monotonic()
+        self._spent: dict[str, float] = {}
+
+    def enter(self, name: Phase) -> None:
+        """From now on it is `name`."""
+        self._spent = self.seconds()
+        self.current, self._since = name, time.monotonic()
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds of each phase until now."""
+        here = self._spent.get(self.current, 0.0) + time.monotonic() - self._since
+        return {**self._spent, self.current: here}
 
     def collect(self) -> Iterable[Metric]:
         family = GaugeMetricFamily("pretrain_phase", "1 for what the job is doing.", labels=["phase"])

@@ -76,15 +76,16 @@ def report_files(run: Run) -> dict[str, bytes]:
 def read_source(uri: str, storage: StorageConfig) -> Source:
     """The run whose address this is, or whose event log."""
     path = local_folder(uri)
+    folder, key, where = uri, EVENTS, f"{uri.rstrip('/')}/{EVENTS}"
     if path is not None and path.is_file():
-        objects, key = open_store(str(path.parent), storage), path.name
-    else:
-        objects, key = open_store(uri, storage), EVENTS
+        folder, key, where = str(path.parent), path.name, uri
+        uri = folder if key == EVENTS else uri
+    objects = open_store(folder, storage)
     try:
         content = objects.read(key)
     except KeyError:
         raise NotFoundError(_absent(uri, path)) from None
-    return Source(objects, content, read_run(content, objects.uri, f"{objects.uri}/{key}"))
+    return Source(objects, content, read_run(content, uri, where))
 
 
 def _absent(uri: str, path: Path | None) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 from job.errors import ConfigError
 from job.report.reading import Event, finite, read_events
 
+FOLDER = "tensorboard"
 EXPORTED = "events.out.tfevents.0000000000.exported"  # always the same name: a later export replaces it
 _TAGS = {
     "step": {
@@ -30,21 +31,28 @@ class TensorBoard:
     """Writes events into a folder of TensorBoard's files.
 
     Args:
-        folder: Where; each process adds a file of its own.
-        from_step: What earlier files say of this step and later ones holds no more: it is done again.
+        folder: Where; each beginning adds a file of its own.
 
     Raises:
         ConfigError: The `tensorboard` package is not installed.
     """
 
-    def __init__(self, folder: Path, from_step: int = 0) -> None:
+    def __init__(self, folder: Path) -> None:
         require_tensorboard()
+        self._folder = folder
+        self._writer: Any = None
+
+    def begin(self, from_step: int = 0) -> None:
+        """Begin a file; what earlier ones say of `from_step` and later holds no more, because it is done again."""
         from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - slow, and seldom asked for
 
-        self._writer: Any = SummaryWriter(str(folder), purge_step=from_step or None)
+        self.close()
+        self._writer = SummaryWriter(str(self._folder), purge_step=from_step or None)
 
     def add(self, event: Event) -> None:
         """Write what an event measured, if anything."""
+        if self._writer is None:
+            self.begin()
         step, moment = event["step"], event.get("time")
         for name, tag in _TAGS.get(event["event"], {}).items():
             if finite(value := event.get(name)):
@@ -53,13 +61,18 @@ class TensorBoard:
             text = f"{event.get('prompt', '')}{event.get('text', '')}"
             self._writer.add_text("sample", "    " + text.replace("\n", "\n    "), step, walltime=moment)  # as it is
 
-    def flush(self) -> None:
-        """See that everything is in the file."""
-        self._writer.flush()
+    def files(self) -> dict[str, bytes]:
+        """What has been written so far, by key below the run."""
+        if self._writer is not None:
+            self._writer.flush()
+        found = sorted(self._folder.iterdir()) if self._folder.exists() else []
+        return {f"{FOLDER}/{path.name}": path.read_bytes() for path in found}
 
     def close(self) -> None:
         """Write what is left and end the file."""
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
 
 
 def require_tensorboard() -> None:
@@ -81,5 +94,4 @@ def export(content: bytes, where: str) -> dict[str, bytes]:
         for event in events:
             board.add(event)
         board.close()
-        (written,) = Path(folder).iterdir()
-        return {f"tensorboard/{EXPORTED}": written.read_bytes()}
+        return {f"{FOLDER}/{EXPORTED}": b"".join(board.files().values())}

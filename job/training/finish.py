@@ -1,9 +1,8 @@
-"""What is left to do once the last step is saved: the test split, the export, the picture, the record of completion.
+"""What is left to do once the last step is saved: the test split, the export, the report, the record of completion.
 
 Each part can be done again; the record comes last, so a finish that was cut is simply repeated.
 """
 
-import tempfile
 from pathlib import Path
 
 import structlog
@@ -13,26 +12,25 @@ from job.checkpoint.record import Record
 from job.checkpoint.store import CheckpointStore
 from job.errors import JobError
 from job.infra.object_store import ObjectStore
-from job.report.plots import plot_losses
 from job.training.evaluation import SplitLoss
 from job.training.export import export
+from job.training.narrator import REPORT_VIEW
 from job.training.resume import load_newest
 from job.training.tensors import MODEL, load_model
 from job.training.trainer import Trainer
 
 log = structlog.get_logger(__name__)
-PLOT = "report/loss.png"
 
 
 def finish(trainer: Trainer, checkpoints: CheckpointStore) -> Record:
-    """Test and export the best checkpoint, draw the losses, and write the record of completion."""
+    """Test and export the best checkpoint, draw the report, and write the record of completion."""
     trainer.narrator.phase("finishing")
     best = take_best(trainer, checkpoints)
     tested = measure_test(trainer, best)
     publish_export(trainer, best, checkpoints.objects)
-    publish_plot(trainer.narrator.events.events, checkpoints.objects)
     trainer.narrator.ended(0, "complete")
     trainer.narrator.publish(checkpoints)
+    trainer.narrator.publish_report(checkpoints.objects)
     last, state = checkpoints.last, trainer.state
     assert last is not None  # take_best would have raised
     record = checkpoints.complete(
@@ -48,7 +46,7 @@ def finish(trainer: Trainer, checkpoints: CheckpointStore) -> Record:
             "reason": "steps" if trainer.timetable.end == state.step else "seconds",
         }
     )
-    trainer.narrator.completed(tested, f"{checkpoints.objects.uri}/{PLOT}")
+    trainer.narrator.completed(tested, f"{checkpoints.objects.uri}/{REPORT_VIEW}")
     return record
 
 
@@ -86,14 +84,3 @@ def publish_export(trainer: Trainer, record: Record, objects: ObjectStore) -> No
     except (JobError, OSError, ValueError, RuntimeError, MemoryError) as error:
         again = f"gpt-job weights export --run {objects.uri} --checkpoint {record.step} --to FOLDER"
         log.warning("not exported", error=str(error), by_hand=again)
-
-
-def publish_plot(events: list[dict[str, object]], objects: ObjectStore) -> None:
-    """Draw `report/loss.png` from the run's events; a picture that cannot be drawn or stored ends no run."""
-    with tempfile.TemporaryDirectory(prefix="gpt-job-") as folder:
-        target = Path(folder) / "loss.png"
-        try:
-            if plot_losses(events, target):
-                objects.put(PLOT, [target.read_bytes()])
-        except (JobError, OSError, ValueError, RuntimeError) as error:
-            log.warning("losses not drawn", error=str(error))

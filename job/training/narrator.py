@@ -4,14 +4,15 @@ Rank 0 alone has one. Nothing here decides anything.
 """
 
 import errno
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import structlog
 
-from job.checkpoint.events import VIEW, EventLog, Segment, facts_key, past_events
+from job.checkpoint.events import VIEW, Event, EventLog, Segment, facts_key, past_events
 from job.checkpoint.record import Record, canonical
 from job.checkpoint.retention import Pruned
 from job.checkpoint.store import CheckpointStore
@@ -21,13 +22,16 @@ from job.infra.metrics import Metrics, Phase, Split
 from job.infra.object_store import ObjectStore
 from job.infra.progress import Progress
 from job.infra.status import RunStatus
+from job.report.published import Published, find_published
+from job.report.tensorboard import TensorBoard
 from job.training.evaluation import SplitLoss
 from job.training.ledger import StepResult
+from job.training.reporter import Reporter
 from job.training.rollback import Rollback
 from job.training.timetable import Timetable
 
 log = structlog.get_logger(__name__)
-METRICS_VIEW, LATEST_VIEW = "metrics.prom", "latest.json"
+METRICS_VIEW, LATEST_VIEW, REPORT_VIEW = "metrics.prom", "latest.json", "report/report.html"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +53,23 @@ class Narrator:
         timetable: For epochs and how much is left.
         tokens_per_step: Training tokens of a step.
         kept_here: Whether `events.jsonl` lies under the run's address already and needs no upload.
+        reporter: Draws the run's page; unset: nobody does.
+        board: Writes TensorBoard's files; unset: nobody does.
     """
 
     def __init__(
-        self, channels: Channels, events: EventLog, timetable: Timetable, tokens_per_step: int, kept_here: bool
+        self,
+        channels: Channels,
+        events: EventLog,
+        timetable: Timetable,
+        tokens_per_step: int,
+        kept_here: bool,
+        *,
+        reporter: Reporter | None = None,
+        board: TensorBoard | None = None,
     ) -> None:
-        self.events = events
+        self.events, self.reporter, self._board = events, reporter, board
+        self._published: Sequence[Published] = ()
         self.metrics, self.pulse = channels.metrics, channels.pulse
         self.progress, self.status = channels.progress, channels.status
         self._timetable = timetable
@@ -84,7 +99,7 @@ class Narrator:
 
     def logged(self, result: StepResult, rate: float, tokens_per_second: float, mfu: float | None) -> None:
         """The result of a step that the config wants to see."""
-        self.events.record(
+        self._record(
             "step",
             result.step,
             tokens=self._tokens(result.step),
@@ -113,7 +128,7 @@ class Narrator:
     def skipped(self, result: StepResult, in_a_row: int) -> None:
         """A step whose loss or gradients were not finite: its update was not made."""
         self.metrics.nonfinite_steps.inc()
-        self.events.record(
+        self._record(
             "step skipped", result.step, loss=result.loss, gradient_norm=result.gradient_norm, in_a_row=in_a_row
         )
         log.warning(
@@ -128,7 +143,7 @@ class Narrator:
         """The losses of the splits at a step."""
         train, validation = losses.get("train"), losses.get("validation")
         shown = validation or train
-        self.events.record(
+        self._record(
             "evaluated",
             step,
             tokens=self._tokens(step),
@@ -142,28 +157,34 @@ class Narrator:
         self._measure(losses)
         self.status.train_loss = train.loss if train else None
         self.status.val_loss = validation.loss if validation else None
-        line = {f"{split}_loss": round(measured.loss, 4) for split, measured in losses.items()}
-        log.info("evaluated", step=step, **line, perplexity=round(shown.perplexity, 2) if shown else None)
+        line: dict[str, Any] = {f"{split}_loss": round(measured.loss, 4) for split, measured in losses.items()}
+        line["perplexity"] = round(shown.perplexity, 2) if shown else None
+        for known in self._published:
+            if (value := known.at(step)) is not None:
+                line.setdefault(known.name, value)
+        log.info("evaluated", step=step, **line)
 
     def tested(self, step: int, measured: SplitLoss) -> None:
         """The test split, once, at the end, with the best checkpoint."""
         self._measure({"test": measured})
-        self.events.note("tested", step, **measured.plain())
+        self._show(self.events.note("tested", step, **measured.plain()))
         log.info("best checkpoint tested", step=step, test_loss=round(measured.loss, 4))
 
     def _measure(self, losses: Mapping[Split, SplitLoss]) -> None:
         for split, measured in losses.items():
             self.metrics.evaluated(split, measured.loss, measured.bits_per_byte)
 
-    def sampled(self, step: int, prompt: str, text: str) -> None:
-        """A sample of the model's own text."""
-        self.events.record("sampled", step, prompt=prompt, text=text)
+    def sampled(self, step: int, prompt: str, text: str, seconds: float) -> None:
+        """A sample of the model's own text, drawn in so many seconds."""
+        self._record("sampled", step, prompt=prompt, text=text, seconds=round(seconds, 3))
         log.info("sampled", step=step, text=f"{prompt}{text}\n")
 
     def rolled_back(self, last_bad: int, rollback: Rollback, checkpoints: CheckpointStore) -> None:
         """Too many steps in a row were not finite: the run is back at an earlier one."""
         state, offset = rollback.state, rollback.offset
         self.events.rewind(past_events(checkpoints.objects, checkpoints.records, rollback.record))
+        if self._board:
+            self._board.begin(state.step + 1)
         self.metrics.rollbacks.inc()
         self.status.step, self.status.tokens = state.step, self._tokens(state.step)
         self.progress.update(state.step)
@@ -225,12 +246,15 @@ class Narrator:
         """What earlier attempts measured, so that one that has nothing left to do can still say it."""
         self.status.train_loss, self.status.val_loss, self.status.seconds = train_loss, val_loss, seconds
 
-    def started(self, step: int, **facts: Any) -> None:
-        """An attempt begins, at step 0 or where another one ended."""
+    def started(self, step: int, environment: Mapping[str, Any], **facts: Any) -> None:
+        """An attempt begins, at step 0 or where another one ended; `environment` is for the event log alone."""
+        self._published = find_published(environment.get("config", {}), environment.get("corpus", {}))
+        if self._board:
+            self._board.begin(step + 1 if step else 0)
         self.status.step, self.status.tokens = step, self._tokens(step)
         self.metrics.tokens.inc(self._tokens(step))
         self.metrics.restarts.inc(facts["attempt"] - 1)
-        self.events.note("run started", step, **facts)
+        self.events.note("run started", step, **facts, **environment)
         log.info("run started" if step == 0 else "run continued", step=step, **facts)
 
     def ended(self, code: int, reason: str) -> None:
@@ -238,9 +262,10 @@ class Narrator:
         self.phase("done")
         if code != FencedError.exit_code:
             self.events.close()  # the next line writes the file anew: one who lost the run may have replaced it
-        self.events.note("run ended", self.status.step, code=code, reason=reason)
+        phases = {name: round(seconds, 3) for name, seconds in self.metrics.phase_seconds().items()}
+        self.events.note("run ended", self.status.step, code=code, reason=reason, phases=phases)
 
-    def completed(self, tested: SplitLoss | None, plot: str) -> None:
+    def completed(self, tested: SplitLoss | None, report: str) -> None:
         """Everything is done: what came out, and where it is."""
         status = self.status
         log.info(
@@ -251,7 +276,7 @@ class Narrator:
             test_loss=_rounded(tested.loss if tested else None),
             seconds=round(status.seconds, 1),
             checkpoint=status.checkpoint,
-            plot=plot,
+            report=report if self.reporter else None,
         )
 
     def pruned(self, outcome: Pruned) -> None:
@@ -275,6 +300,8 @@ class Narrator:
         """The views by key, as they are now."""
         views = {facts_key(checkpoints.attempt, checkpoints.term or 0): self.events.facts()}
         views[METRICS_VIEW] = self.metrics.text()
+        if self._board and not self._kept_here:
+            views |= self._board.files()
         if last := checkpoints.last:
             hint = {"step": last.step, "seq": last.seq, "checkpoint": checkpoints.folder_of(last)}
             views[LATEST_VIEW] = canonical(hint)
@@ -291,11 +318,27 @@ class Narrator:
                 self.metrics.count_storage_error("put")
                 log.warning("view not written", key=key, error=str(error))
 
+    def publish_report(self, objects: ObjectStore, seconds: float = math.inf) -> None:
+        """Draw and store the report as of now, if that takes no longer than `seconds`."""
+        if self.reporter:
+            self.store_views(objects, self.reporter.draw(seconds))
+
     def close(self, pushgateway_url: str | None) -> None:
         """The process is about to end: the last values go where they outlive it."""
+        if self.reporter:
+            self.reporter.close()
+        if self._board:
+            self._board.close()
         if pushgateway_url:
             self.metrics.push(pushgateway_url, {"job": "gpt-pretrain", "run": self.status.run_uri.rpartition("/")[2]})
         self.events.close()
+
+    def _record(self, event: str, step: int, **fields: Any) -> None:
+        self._show(self.events.record(event, step, **fields))
+
+    def _show(self, event: Event) -> None:
+        if self._board:
+            self._board.add(event)
 
     def _tokens(self, step: int) -> int:
         return step * self._tokens_per_step

@@ -200,9 +200,16 @@ class Trainer:
                 self.evaluate()
             if self.timetable.samples(step) and not self.narrator.events.has("sampled", step):
                 self.stop.check()
-                self.narrator.phase("sampling")
-                self.narrator.sampled(step, *self.sampler.draw(self.learner.model, step))
+                self.sample()
         self.narrator.phase("training")
+
+    def sample(self) -> None:
+        """Let the model continue its prompt."""
+        started = time.monotonic()
+        self.narrator.phase("sampling")
+        drawn = self.sampler.draw(self.learner.model, self.state.step)
+        self.narrator.sampled(self.state.step, *drawn, seconds=time.monotonic() - started)
+        self.marked = (self.marked[0] + time.monotonic() - started, self.marked[1])
 
     def evaluate(self) -> None:
         """Measure train and validation loss on their fixed windows."""

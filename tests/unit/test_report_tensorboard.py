@@ -44,7 +44,8 @@ def test_steps_that_are_done_again_replace_those_of_before(tmp_path):
     for event in Log().start().train(1, 45, loss=lambda step: 1.0).events:
         first.add(event)
     first.close()
-    later = TensorBoard(tmp_path, from_step=31)
+    later = TensorBoard(tmp_path)
+    later.begin(31)
     for event in second.events:
         later.add(event)
     later.close()
