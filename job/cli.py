@@ -1,6 +1,7 @@
 """Flags and files -> Config -> one call -> exit code. torch loads only when there is work for it."""
 
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ from job.infra.endings import write_termination
 from job.infra.logs import LogFormat, configure_logging
 from job.infra.signals import StopSignal
 from job.infra.status import RunStatus
+from job.infra.summary import show_summary
 
 log = structlog.get_logger(__name__)
 
@@ -127,10 +129,10 @@ def train(
     gpt-job train --config run.toml --set run_uri=s3://bucket/run
     """
     status = session.status
-    with _summary(status):
+    with _summary(status, session.log_format, _flags(preset, path, overrides)):
         resolved = resolve(preset, path, overrides)
         stop = StopSignal(resolved.config.runtime.grace_seconds).install()
-        stop.on_request = _asked_to_stop
+        stop.on_request = partial(_asked_to_stop, status)
         stop.on_leave = partial(_left_in_haste, status)
         from job.infra.progress import open_progress  # noqa: PLC0415 - rich is for those who train
         from job.pretrain import pretrain  # noqa: PLC0415 - torch loads only now
@@ -148,19 +150,30 @@ def train(
 
 
 @contextmanager
-def _summary(status: RunStatus) -> Iterator[None]:
-    """Where the run stands, as the last line on stdout, however the block ends."""
+def _summary(status: RunStatus, log_format: LogFormat, flags: str) -> Iterator[None]:
+    """Where the run stands, as a table for people and as the last line on stdout, however the block ends."""
     try:
         yield
     except Interrupted:
         status.status = "interrupted"
         raise
     finally:
+        show_summary(status, flags, main.commands, log_format)
         print_json(status.plain())
 
 
-def _asked_to_stop(reason: str) -> None:
-    log.warning("stopping at the next step boundary and saving; once more leaves at once", reason=reason)
+def _flags(preset: str | None, path: Path | None, overrides: tuple[str, ...]) -> str:
+    """What was asked for, as it is typed again."""
+    words = [*(("--preset", preset) if preset else ()), *(("--config", str(path)) if path else ())]
+    return shlex.join([*words, *(word for value in overrides for word in ("--set", value))])
+
+
+def _asked_to_stop(status: RunStatus, reason: str) -> None:
+    log.warning(
+        "stopping at the next step boundary and saving; once more leaves at once",
+        reason=reason,
+        leaving_at_once_means=status.standing(),
+    )
 
 
 def _left_in_haste(status: RunStatus, reason: str) -> None:
@@ -185,7 +198,7 @@ def prepare(preset: str | None, path: Path | None, overrides: tuple[str, ...], a
     stop = StopSignal(config.runtime.grace_seconds).install()
     from job.prepare import prepare as run  # noqa: PLC0415 - tiktoken and numpy load only now
 
-    splits = run(config, stop.check)
+    splits = run(config, stop.advance)
     if as_json:
         print_json(splits)
         return
@@ -225,7 +238,7 @@ def evaluate(
     stop = StopSignal(config.runtime.grace_seconds).install()
     from job.evaluate import evaluate as run  # noqa: PLC0415 - torch loads only now
 
-    losses = run(config, which, stop.check, **what)
+    losses = run(config, which, stop.advance, **what)
     if as_json:
         print_json(losses)
         return

@@ -31,7 +31,7 @@ def import_weights(
     stop = StopSignal(config.runtime.grace_seconds).install()
     from job.weights import import_weights as run  # noqa: PLC0415 - torch loads only now
 
-    _print(run(config, uri, stop.check), as_json)
+    _print(run(config, uri, stop.advance), as_json)
 
 
 @weights.command("export")

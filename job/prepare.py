@@ -1,10 +1,9 @@
 """The `prepare` command: pull and tokenize, and nothing else."""
 
-from collections.abc import Callable
-
 import structlog
 
 from job.config import Config
+from job.data.cache import Advance
 from job.data.corpus import pull
 from job.data.prepare import prepare as make_token_files
 from job.data.token_files import require_windows
@@ -14,7 +13,7 @@ from job.infra.storage import open_store
 log = structlog.get_logger(__name__)
 
 
-def prepare(config: Config, advance: Callable[[], None]) -> dict[str, dict[str, int]]:
+def prepare(config: Config, advance: Advance) -> dict[str, dict[str, int]]:
     """What each split of the corpus holds, once it lies in the cache as tokens.
 
     Raises:

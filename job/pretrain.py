@@ -21,7 +21,7 @@ from job.errors import AccessError, FencedError, Interrupted, JobError, NotFound
 from job.infra.device import changes, choose_numerics, gpu_name, gpu_use, memory_errors
 from job.infra.environment import code_facts, machine_facts, owner_facts, process_seconds
 from job.infra.health import HealthServer, Pulse
-from job.infra.metrics import Metrics
+from job.infra.metrics import Metrics, Phase
 from job.infra.progress import Progress
 from job.infra.signals import StopSignal
 from job.infra.status import RunStatus
@@ -65,8 +65,14 @@ def pretrain(
     metrics, pulse = Metrics(CollectorRegistry()), Pulse()
     channels = Channels(metrics, pulse, progress, status)
 
-    def advance() -> None:
+    def phase(name: Phase) -> None:
+        metrics.phase(name)
+        progress.phase(name, unit="bytes" if name in ("pulling", "tokenizing") else "")
+
+    def advance(done: int = 0, more: int = 0, /) -> None:
         pulse.beat()
+        if done or more:
+            progress.advance(done, more)
         if stop.requested:
             raise Interrupted(f"{stop.reason}; {status.standing()}; start again to continue")
 
@@ -84,13 +90,13 @@ def pretrain(
             if _already_complete(config, checkpoints, newest, status):
                 return
             _stand_on(status, checkpoints, newest, config.tokens_per_step)
-        text = read_text(config, metrics.phase, advance, stored_tokenizer(checkpoints, newest))
+        text = read_text(config, phase, advance, stored_tokenizer(checkpoints, newest))
         facts = _facts(config, text, newest)
         if newest:
             _require_same(resolved, newest, facts["identity"])
         numerics = choose_numerics(config.runtime, newest.facts.get("numerics") if newest else None)
         may_delete = _claim(checkpoints, restart_from_scratch, single_writer_unsafe)
-        metrics.phase("restoring")
+        phase("restoring")
         metrics.describe(facts["code"]["packages"], gpu_use if numerics.device == "cuda" else None)
         newest = _newest(checkpoints, restart_from_scratch)
         learner = build_learner(config, numerics, text.tokenizer.vocab_size, restoring=newest is not None)

@@ -60,7 +60,8 @@ def tokenize(
         segments = one_text(opening[0], _characters(opening[0]), config.split, tokenizer)
     else:
         segments = many_texts(chain(opening, documents), config.split, tokenizer)
-    splits = _write(folder, segments, tokenizer)
+    advance(0, corpus.size)  # of the files: compressed ones, or with more than text in them, end elsewhere
+    splits = _write(folder, segments, tokenizer, advance)
     tokens = {split.name: split.tokens for split in splits}
     log.info("tokenized", tokenizer=tokenizer.kind, seconds=round(time.monotonic() - started, 1), **tokens)
     return TokenFiles(fingerprint, tokenizer.vocab_size, "characters" if len(opening) == 1 else "documents", *splits)
@@ -70,7 +71,7 @@ def _characters(document: Document) -> int:
     return sum(len(piece) for piece in document.pieces())
 
 
-def _write(folder: Path, segments: Iterable[Segment], tokenizer: Tokenizer) -> list[SplitFiles]:
+def _write(folder: Path, segments: Iterable[Segment], tokenizer: Tokenizer, advance: Advance) -> list[SplitFiles]:
     dtype = token_type(tokenizer.vocab_size)
     totals = [Part([]) for _ in SPLITS]
     with ExitStack() as stack:
@@ -81,6 +82,7 @@ def _write(folder: Path, segments: Iterable[Segment], tokenizer: Tokenizer) -> l
                     writer.write(tokens)
                 part.tokens = []
                 total.add(part)
+            advance(sum(part.bytes for part in parts))
     return [
         SplitFiles(name, writer.tokens, total.bytes, total.characters, total.documents, tuple(writer.paths))
         for name, writer, total in zip(SPLITS, writers, totals, strict=True)

@@ -48,6 +48,7 @@ class Metrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.registry = registry
+        self._gpu: Callable[[], Mapping[str, float]] | None = None
         self._declare_training(registry)
         self._declare_run(registry)
         self._declare_checkpoints(registry)
@@ -148,7 +149,15 @@ class Metrics:
         """Set the versions of what is running, and where a GPU's use is read, if there is one."""
         self.build_info.info({name.replace("-", "_"): version for name, version in packages.items()})
         if gpu is not None:
+            self._gpu = gpu
             self.watch_gpu(gpu)
+
+    def gpu_memory(self) -> float | None:
+        """Bytes of GPU memory in use; None where there is no GPU, or its driver does not say."""
+        try:
+            return self._gpu().get("memory_used_bytes") if self._gpu else None
+        except Exception:  # a driver's trouble, of any kind, ends no run
+            return None
 
     def watch_gpu(self, read: Callable[[], Mapping[str, float]]) -> None:
         """Export a GPU's use: `read`, called at each scrape, gives values by names of GPU_USE, some or all."""

@@ -1,13 +1,14 @@
 """Loss of a model on fixed windows of a split: no dropout, no gradients, nothing of the training state touched."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
+from job.data.cache import Advance
 from job.data.shards import TokenSplit
 from job.infra.device import Numerics
 from job.model.gpt import GPT, evaluating
@@ -84,7 +85,7 @@ class Evaluator:
         numerics: Numerics,
         device: torch.device,
         rows_at_least: int = 1,
-        advance: Callable[[], None] = lambda: None,
+        advance: Advance = lambda *_: None,
     ) -> None:
         self.sets = sets
         self._numerics = numerics
@@ -103,7 +104,7 @@ class Evaluator:
                 part = slice(first, first + rows)
                 windows = chosen.tokens.windows(chosen.starts[part], T + 1)
                 total += self._sum(model, windows, None if chosen.scored is None else chosen.scored[part])
-                self._advance()
+                self._advance(len(windows))
         count = len(chosen.starts) * T if chosen.scored is None else int(chosen.scored.sum())
         return SplitLoss(total / count, count, chosen.bytes_per_token)
 

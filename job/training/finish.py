@@ -14,7 +14,6 @@ from job.errors import JobError
 from job.infra.object_store import ObjectStore
 from job.training.evaluation import SplitLoss
 from job.training.export import export
-from job.training.narrator import REPORT_VIEW
 from job.training.resume import load_newest
 from job.training.tensors import MODEL, load_model
 from job.training.trainer import Trainer
@@ -46,7 +45,7 @@ def finish(trainer: Trainer, checkpoints: CheckpointStore) -> Record:
             "reason": "steps" if trainer.timetable.end == state.step else "seconds",
         }
     )
-    trainer.narrator.completed(tested, f"{checkpoints.objects.uri}/{REPORT_VIEW}")
+    trainer.narrator.completed(tested)
     return record
 
 

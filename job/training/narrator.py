@@ -20,7 +20,7 @@ from job.errors import AccessError, DivergedError, FencedError, JobError
 from job.infra.health import Pulse
 from job.infra.metrics import Metrics, Phase, Split
 from job.infra.object_store import ObjectStore
-from job.infra.progress import Progress
+from job.infra.progress import Progress, short
 from job.infra.status import RunStatus
 from job.report.published import Published, find_published
 from job.report.tensorboard import TensorBoard
@@ -70,6 +70,8 @@ class Narrator:
     ) -> None:
         self.events, self.reporter, self._board = events, reporter, board
         self._published: Sequence[Published] = ()
+        self._phase: Phase | None = None
+        self._facts: dict[str, str] = {}  # beside the bar
         self.metrics, self.pulse = channels.metrics, channels.pulse
         self.progress, self.status = channels.progress, channels.status
         self._timetable = timetable
@@ -78,22 +80,36 @@ class Narrator:
         self._began = time.monotonic()
         self._useful = 0.0
 
-    def phase(self, name: Phase) -> None:
-        """The job begins something else."""
-        self.metrics.phase(name)
+    def phase(self, name: Phase, total: float | None = None, unit: str = "") -> None:
+        """The job begins something else, which has `total` units; nothing new is nothing to say."""
         self.pulse.beat()
+        if name == self._phase:
+            return
+        self._phase = name
+        self.metrics.phase(name)
+        if name == "done":
+            return
+        if name == "training":
+            total, unit = self._timetable.end, "steps"
+        self.progress.phase(name, total, unit)
+        if name == "training":
+            self.progress.update(self.status.step, more=self._facts)
 
     def training(self, step: int) -> None:
         """The loop is about to run from `step` on."""
+        self.status.step = step
         self.phase("training")
-        self.progress.phase("training", total=self._timetable.end, unit="steps")
-        self.progress.update(step)
+
+    def saving(self, step: int) -> None:
+        """The checkpoint of this step is on its way."""
+        self._facts["saving"] = str(step)
 
     def stepped(self, step: int, seconds: float, total_seconds: float) -> None:
         """A step took so long, all of them together so long."""
         self.status.step, self.status.tokens, self.status.seconds = step, self._tokens(step), total_seconds
         self.pulse.beat()
         self.metrics.step_seconds.observe(seconds)
+        self.progress.update(step)
         self.metrics.tokens.inc(self._tokens_per_step)
         self._useful += seconds
 
@@ -122,7 +138,9 @@ class Narrator:
             metrics.progress.set(result.step / self._timetable.end)
             left = (self._timetable.end - result.step) * self._tokens_per_step
             metrics.eta_seconds.set(left / max(1e-9, tokens_per_second))
-        self.progress.update(result.step, loss=result.loss, tokens_per_second=tokens_per_second)
+        if gpu := self.metrics.gpu_memory():
+            self._facts["gpu"] = f"{short(gpu)}B"
+        self.progress.update(result.step, loss=result.loss, tokens_per_second=tokens_per_second, more=self._facts)
         log.debug("step", step=result.step, loss=round(result.loss, 4), tokens_per_second=round(tokens_per_second))
 
     def skipped(self, result: StepResult, in_a_row: int) -> None:
@@ -201,6 +219,9 @@ class Narrator:
         """This checkpoint is the one that a restart would continue from."""
         self.status.checkpoint = address
         self.status.chain, self.status.saved_step = (record.chain, record.step) if record else (None, None)
+        self._facts.pop("saving", None)
+        if record:
+            self._facts["saved"] = str(record.step)
 
     def saved(self, record: Record, seconds: Mapping[str, float], segment: Segment) -> None:
         """A checkpoint is committed, and with it a segment of the events."""
@@ -226,6 +247,7 @@ class Narrator:
     def save_failed(self, step: int, error: Exception, in_a_row: int) -> None:
         """A save was lost; the checkpoint before it stands."""
         reason = _reason(error)
+        self._facts.pop("saving", None)
         self.metrics.count_failure(reason)
         self.events.note("checkpoint failed", step, reason=reason, in_a_row=in_a_row)
         log.warning(
@@ -265,7 +287,7 @@ class Narrator:
         phases = {name: round(seconds, 3) for name, seconds in self.metrics.phase_seconds().items()}
         self.events.note("run ended", self.status.step, code=code, reason=reason, phases=phases)
 
-    def completed(self, tested: SplitLoss | None, report: str) -> None:
+    def completed(self, tested: SplitLoss | None) -> None:
         """Everything is done: what came out, and where it is."""
         status = self.status
         log.info(
@@ -276,7 +298,7 @@ class Narrator:
             test_loss=_rounded(tested.loss if tested else None),
             seconds=round(status.seconds, 1),
             checkpoint=status.checkpoint,
-            report=report if self.reporter else None,
+            report=status.report,
         )
 
     def pruned(self, outcome: Pruned) -> None:
@@ -321,7 +343,10 @@ class Narrator:
     def publish_report(self, objects: ObjectStore, seconds: float = math.inf) -> None:
         """Draw and store the report as of now, if that takes no longer than `seconds`."""
         if self.reporter:
-            self.store_views(objects, self.reporter.draw(seconds))
+            self.progress.phase("drawing")
+            if drawn := self.reporter.draw(seconds):
+                self.store_views(objects, drawn)
+                self.status.report = f"{objects.uri.rstrip('/')}/{REPORT_VIEW}"
 
     def close(self, pushgateway_url: str | None) -> None:
         """The process is about to end: the last values go where they outlive it."""

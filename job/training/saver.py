@@ -100,6 +100,7 @@ class Saver:
             self._lost(step, error)
             return
         stalled = time.monotonic() - started
+        self._narrator.saving(step)
         self._flight = _Flight(snapshot, started, stalled, self._thread.submit(self._store, snapshot))
 
     def _store(self, snapshot: Snapshot) -> tuple[Saved, float, float]:

@@ -8,6 +8,7 @@ import numpy as np
 import structlog
 
 from job.config import Config
+from job.data.cache import Advance
 from job.data.corpus import Corpus, pull
 from job.data.loader import Batch, BatchLoader, StepDataset
 from job.data.order import DataOffset, Order
@@ -98,7 +99,7 @@ def strided_set(split: SplitFiles, window: int, stride: int, count: int | None) 
 def read_text(
     config: Config,
     phase: Callable[[Phase], None],
-    advance: Callable[[], None],
+    advance: Advance,
     tokenizer: Tokenizer | None = None,
 ) -> Text:
     """Pull and tokenize the corpus, or find that done; says what it holds. Unset, the settings say which tokenizer.

@@ -1,12 +1,13 @@
 """The training loop: batch, forward, loss, backward, clip, step; look, save and stop at step boundaries."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from math import isfinite
 
 from job.checkpoint.store import CheckpointStore
 from job.config import Config
+from job.data.cache import Advance
 from job.errors import DivergedError, Interrupted, StorageError
 from job.infra.metrics import Split
 from job.infra.signals import StopSignal
@@ -58,7 +59,7 @@ class Trainer:
         state: TrainingState,
         facts: Mapping[str, object],
         stop: StopSignal,
-        advance: Callable[[], None],
+        advance: Advance,
     ) -> None:
         training = config.training
         self.config, self.learner, self.text, self.timetable = config, learner, text, timetable
@@ -214,7 +215,8 @@ class Trainer:
     def evaluate(self) -> None:
         """Measure train and validation loss on their fixed windows."""
         started = time.monotonic()
-        self.narrator.phase("evaluating")
+        windows = sum(len(self.evaluator.sets[split].starts) for split in SPLITS)
+        self.narrator.phase("evaluating", windows, "windows")
         losses: dict[Split, SplitLoss] = {}
         for split in SPLITS:
             losses[split] = self.evaluator.measure(self.learner.model, split)
