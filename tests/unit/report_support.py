@@ -5,8 +5,21 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from job.report.published import PUBLISHED
+
 TOKENS = 512  # of a step
 EPOCH = 4608
+VERDICT = {
+    "config": {
+        "model": {"n_layer": 12, "n_head": 12, "n_embd": 768, "context_length": 256},
+        "data": {"tokenizer": "gpt2", "stride": 256},
+        "training": {"batch_size": 2},
+    },
+    "corpus": {
+        "fingerprint": "f" * 64,
+        "files": [{"uri": "builtin:the-verdict", "size": 20479, "sha256": PUBLISHED[0].sha256}],
+    },
+}  # what a run that does the book's work says of itself
 
 
 class Log:

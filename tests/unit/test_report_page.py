@@ -15,20 +15,9 @@ from job.report.compare import render_comparison
 from job.report.curves import loss_picture
 from job.report.page import draw_pictures, read_run, render_page
 from job.report.published import PUBLISHED, find_published
-from tests.unit.report_support import Log, whole
+from tests.unit.report_support import VERDICT, Log, whole
 
 BOOK = PUBLISHED[0]
-VERDICT = {
-    "config": {
-        "model": {"n_layer": 12, "n_head": 12, "n_embd": 768, "context_length": 256},
-        "data": {"tokenizer": "gpt2", "stride": 256},
-        "training": {"batch_size": 2},
-    },
-    "corpus": {
-        "fingerprint": "f" * 64,
-        "files": [{"uri": "builtin:the-verdict", "size": 20479, "sha256": BOOK.sha256}],
-    },
-}
 PICTURES = [
     "loss",
     "perplexity",

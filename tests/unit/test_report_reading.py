@@ -126,6 +126,15 @@ def test_a_clock_that_jumps_changes_no_duration(jump):
     assert history.oddities == ["the clock jumped within 1 attempt; durations are those of a steady clock"]
 
 
+def test_a_jump_within_an_attempt_is_no_time_away():
+    """What the next attempt finds gone is counted from the last word of the one before, by the same calendar."""
+    log = Log().start().train(1, 15)
+    log.now += 86_400
+    log.train(16, 30).wait(60).start(30).train(31, 90).end(90)
+
+    assert costs_of(log).interruptions[0].away == pytest.approx(60)
+
+
 def test_clocks_of_two_machines_that_disagree_take_no_time_away():
     """A second attempt dated before the first has cost no time, which is said."""
     log = Log().start().train(1, 30)
