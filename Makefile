@@ -6,7 +6,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 VENV := .venv
 JOB := $(VENV)/bin/gpt-job
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
-TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
+TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
 PRESET ?= quickstart
 PROMPT ?= The
 CONFIG = --preset $(PRESET) $(if $(CORPUS),--set 'data.corpus=$(CORPUS)') $(foreach assignment,$(SET),--set '$(assignment)')
@@ -14,7 +14,7 @@ AGAIN = $(if $(filter-out quickstart,$(PRESET)), PRESET=$(PRESET))$(if $(CORPUS)
 FROM = $(CONFIG) $(if $(RUN),--run '$(RUN)')
 
 ##@ Everyday
-.PHONY: help install train generate evaluate prove
+.PHONY: help install train generate evaluate serve serve-test prove
 help: ## Show this list
 	@awk -F':.*## ' '/^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z0-9.-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' Makefile
 	@printf '\nVariables: PRESET=verdict  CORPUS=my.txt  SET="model.n_layer=6 seed=1"  RUN=runs/...  PROMPT="The"\n'
@@ -32,13 +32,33 @@ generate: $(VENV)/.installed ## Continue PROMPT with the model that make train t
 evaluate: $(VENV)/.installed ## Loss, perplexity and bits per byte on whole splits
 	@$(JOB) evaluate $(FROM)
 
+serve: $(VENV)/.installed ## Answer completions over HTTP with the model that make train trained
+	@$(JOB) serve $(FROM)
+
+serve-test: $(VENV)/.installed ## Check its answers, put load on it, and write a report into serve-test/
+	@$(JOB) serve-test $(FROM)
+
 prove: $(VENV)/.installed ## Kill a training again and again, and show that it ends as if nothing had been (a minute)
 	@$(VENV)/bin/python -m tests.chaos.prove $(if $(SEED),--seed $(SEED))
 
+##@ Cluster
+.PHONY: manifests k8s-test k8s-apply
+manifests: ## Render what Kubernetes is given into build/manifests (needs kubectl)
+	@k8s/render.sh $(CURDIR)/build/manifests
+
+k8s-test: $(VENV)/.k8s build/k8s-models/.installed ## Manifests, alerts and dashboard, held to schemas and to a real Prometheus
+	$(VENV)/bin/yamllint --strict k8s tests/k8s && $(VENV)/bin/shellcheck k8s/*.sh
+	$(VENV)/bin/python -m pytest tests/unit/test_manifests.py tests/k8s -m "slow or not slow" -n 2 --dist loadfile
+
+k8s-apply: ## Give OVERLAY, a folder of k8s/ or of k8s/overlays/, to the cluster (NAMESPACE)
+	@test -n "$(OVERLAY)" || { echo "say which: make k8s-apply OVERLAY=mine (k8s/README.md says what to edit)"; exit 2; }
+	kubectl apply $(if $(NAMESPACE),--namespace $(NAMESPACE)) \
+		-k $(firstword $(wildcard k8s/$(OVERLAY) k8s/overlays/$(OVERLAY)) k8s/overlays/$(OVERLAY))
+
 ##@ Development
-.PHONY: test check format chaos mutants bench parity clean
+.PHONY: test check format chaos mutants bench parity
 test: $(VENV)/.dev $(VENV)-s3/.installed ## The whole per-commit suite
-	$(VENV)/bin/python -m pytest -m "not slow" -n 2 --dist loadfile
+	$(VENV)/bin/python -m pytest -m "not slow and not image" -n 2 --dist loadfile
 
 check: $(VENV)/.dev ## Style, types, architecture
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy
@@ -50,21 +70,78 @@ format: $(VENV)/.dev ## Put the code into its one style
 chaos: $(VENV)/.dev $(VENV)-s3/.installed ## Kills, stops and storage faults in large numbers; writes reliability-report.json (long)
 	@mkdir -p build && rm -f build/evidence
 	RELIABILITY_EVIDENCE=build/evidence $(VENV)/bin/python -m tests.chaos.prove --kills 50
-	RELIABILITY_EVIDENCE=build/evidence $(VENV)/bin/python -m pytest tests/chaos -m "slow or not slow"; code=$$?; \
+	HYPOTHESIS_PROFILE=long $(VENV)/bin/python -m pytest tests/unit -m "slow or not slow"
+	RELIABILITY_EVIDENCE=build/evidence HYPOTHESIS_PROFILE=long $(VENV)/bin/python -m pytest tests/chaos -m "slow or not slow"; code=$$?; \
 	$(VENV)/bin/python -m tests.chaos.report build/evidence build && exit $$code
 
 mutants: $(VENV)/.dev $(VENV)-s3/.installed ## Faults put into the code, each of which has to turn a test red
 	$(VENV)/bin/python -m tests.chaos.mutants
 
-bench: $(VENV)/.dev $(VENV)-s3/.installed ## What saving and loading cost, beside plain ways to do it (needs a quiet machine)
+bench: $(VENV)/.peers $(VENV)-s3/.installed ## What saving, loading, generating and serving cost, beside others (on a quiet machine)
 	$(VENV)/bin/python -m pytest tests/benchmarks -m "slow or not slow" -s
 
 parity: $(VENV)/.parity $(VENV)-tensorflow/.installed ## The tutorials' and nanoGPT's results, trained for real (half an hour)
 	$(VENV)/bin/python -m pytest tests/parity -m "slow or not slow" -s
 
+##@ Image
+# What the image is built with and from; unset, the Dockerfile's own defaults hold. TORCH=cpu is the small build.
+DOCKER ?= docker
+TORCH ?= cuda
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+REVISION = $(shell git describe --always --dirty --abbrev=40 2>/dev/null || echo unknown)
+IMAGE ?= gpt-pretrain-job:$(VERSION)-$(TORCH)
+S3_IMAGE ?= gpt-pretrain-job-s3:$(VERSION)
+comma := ,
+BUILD = $(DOCKER) build $(if $(BASE),--build-arg BASE=$(BASE)) $(if $(PLATFORM),--platform $(PLATFORM)) \
+	$(if $(PIP_CA),--secret id=pip_ca$(comma)src=$(PIP_CA)) $(if $(WHEELS),--build-context wheels=$(WHEELS))
+COMPOSE = IMAGE=$(IMAGE) S3_IMAGE=$(S3_IMAGE) PRESET=$(PRESET) JOB_SET="$$(printf '%s\n' $(SET))" \
+	$(DOCKER) compose --file docker/compose.yaml
 
+.PHONY: image s3-image image-test docker-run compose-up compose-down lint-image locks
+image: ## Build it: TORCH=cpu, and DOCKER BASE PIP_CA WHEELS ASSETS IMAGE PLATFORM
+	$(BUILD) $(if $(ASSETS),--build-context assets=$(ASSETS)) --build-arg TORCH=$(TORCH) --build-arg VERSION=$(VERSION) \
+		--build-arg REVISION=$(REVISION) --file docker/Dockerfile --tag $(IMAGE) .
+	@$(DOCKER) image inspect $(IMAGE) --format '$(IMAGE): {{.Size}} bytes'
+
+s3-image: # An S3 server for compose and for image-test
+	$(BUILD) --file docker/s3/Dockerfile --tag $(S3_IMAGE) .
+
+image-test: $(VENV)/.dev ## Run it in every way it is meant to be run (make image s3-image first, same TORCH)
+	DOCKER=$(DOCKER) IMAGE=$(IMAGE) S3_IMAGE=$(S3_IMAGE) $(VENV)/bin/python -m pytest tests/image -m image
+
+docker-run: ## Train in it, with the volumes gpt-runs and gpt-cache (PRESET CORPUS SET, TORCH=cpu)
+	$(DOCKER) run --rm $(if $(filter cuda,$(TORCH)),--gpus all) --volume gpt-runs:/runs --volume gpt-cache:/cache \
+		--publish 127.0.0.1:9108:9108 $(IMAGE) train $(CONFIG)
+
+compose-up: TORCH = cpu
+compose-up: image s3-image ## The job, an S3 server, Prometheus, Pushgateway and Grafana (PRESET SET SERVICES)
+	$(COMPOSE) up --detach $(SERVICES)
+	@printf '\nGrafana http://127.0.0.1:3000  Prometheus :9090  Pushgateway :9091  metrics :9108  S3 :8080\n'
+	@printf 'what it says: $(DOCKER) compose --project-name gpt-pretrain-job logs --follow job\n'
+
+compose-down: TORCH = cpu
+compose-down: ## End it; what it kept stays in its volumes
+	$(COMPOSE) down
+
+lint-image: $(VENV)-tools/.installed ## hadolint and shellcheck
+	$(VENV)-tools/bin/hadolint --config docker/hadolint.yaml docker/Dockerfile docker/s3/Dockerfile
+	$(VENV)-tools/bin/shellcheck .ci/run
+
+# The two builds of torch are two locks: PyPI's, with the CUDA libraries, and the small one of its own index (or WHEELS).
+LOCK = $(VENV)-tools/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
+	--custom-compile-command 'make locks'
+IMAGE_EXTRAS := zstd
+OF_JOB = $(LOCK) --constraints constraints.txt $(IMAGE_EXTRAS:%=--extra %) pyproject.toml -
+CPU_TORCH = $(if $(WHEELS),--find-links $(WHEELS),--torch-backend cpu)
+locks: $(VENV)-tools/.installed ## Resolve the images' packages again, with their hashes
+	echo 'torch==$(TORCH_VERSION)' | $(OF_JOB) --output-file docker/requirements-cuda.lock
+	echo 'torch==$(TORCH_VERSION)+cpu' | $(OF_JOB) $(CPU_TORCH) --output-file docker/requirements-cpu.lock
+	$(LOCK) constraints-s3.txt --output-file docker/s3/requirements.lock
+
+##@ Cleaning
+.PHONY: clean
 clean: ## Remove what was installed and cached here; runs stay
-	rm -rf $(VENV) $(VENV)-s3 $(VENV)-tensorflow .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info build
+	rm -rf $(VENV) $(VENV)-s3 $(VENV)-tensorflow $(VENV)-tools .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info build
 
 # What the targets above stand on. Without an NVIDIA driver torch's small CPU build is taken where the index has one.
 $(VENV)/bin/python:
@@ -73,7 +150,7 @@ $(VENV)/bin/python:
 
 $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
 	@echo "installing into $(VENV) ..."
-	@command -v nvidia-smi >/dev/null || $(PIP) install -q -c constraints.txt "torch==$(TORCH)+cpu" 2>/dev/null || true
+	@command -v nvidia-smi >/dev/null || $(PIP) install -q -c constraints.txt "torch==$(TORCH_VERSION)+cpu" 2>/dev/null || true
 	@$(PIP) install -q -c constraints.txt -e .
 	@touch $@
 
@@ -84,6 +161,21 @@ $(VENV)/.dev: $(VENV)/.installed
 $(VENV)/.parity: $(VENV)/.dev
 	@$(PIP) install -q -c constraints.txt -e '.[dev,parity]'
 	@touch $@
+
+$(VENV)/.peers: $(VENV)/.dev tests/benchmarks/peers.txt
+	@$(PIP) install -q -c constraints.txt -e '.[dev,bench]'
+	@$(PIP) install -q --no-deps -r tests/benchmarks/peers.txt
+	@touch $@
+
+$(VENV)/.k8s: $(VENV)/.dev
+	@$(PIP) install -q -c constraints.txt -e '.[dev,k8s]'
+	@touch $@
+
+# Models of prometheus-operator's resources, from npm; without node the tests that need them are skipped.
+build/k8s-models/.installed: tests/k8s/package.json
+	@mkdir -p $(@D) && cp $< $(@D)/
+	@npm install --silent --no-audit --no-fund --prefix $(@D) && touch $@ \
+		|| echo "npm could not install prometheus-operator's models: the tests that need them will be skipped"
 
 # A real S3 server (OpenStack Swift) for the tests, apart from the job's own packages.
 .PHONY: $(VENV)-s3
@@ -98,3 +190,7 @@ $(VENV)-tensorflow: $(VENV)-tensorflow/.installed
 $(VENV)-tensorflow/.installed: $(VENV)/bin/python constraints-tensorflow.txt
 	@$(PYTHON) -m venv $(VENV)-tensorflow && $(VENV)-tensorflow/bin/python -m pip install -q -r constraints-tensorflow.txt \
 		&& touch $@ || echo "TensorFlow could not be installed: the test that needs it will be skipped"
+
+# hadolint and shellcheck, and uv, which makes the image's locks.
+$(VENV)-tools/.installed: $(VENV)/bin/python constraints-tools.txt
+	@$(PYTHON) -m venv $(VENV)-tools && $(VENV)-tools/bin/python -m pip install -q -r constraints-tools.txt && touch $@

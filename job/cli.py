@@ -5,6 +5,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,18 +22,23 @@ from job.cli_options import (
     model_options,
     print_json,
     resolve,
+    single_writer_option,
     weights_option,
 )
 from job.cli_report import report
+from job.cli_serve import serve
+from job.cli_serve_test import serve_test
 from job.cli_weights import weights as weights_group
 from job.config import plain
 from job.config_file import render_toml
 from job.errors import Interrupted, JobError
 from job.infra.endings import write_termination
 from job.infra.logs import LogFormat, configure_logging
+from job.infra.place import ALONE, Crew, Place, crew_of, place_of
 from job.infra.signals import StopSignal
 from job.infra.status import RunStatus
 from job.infra.summary import show_summary
+from job.infra.volumes import require_kept
 
 log = structlog.get_logger(__name__)
 
@@ -43,6 +49,8 @@ class Session:
 
     log_format: LogFormat = "auto"
     status: RunStatus = field(default_factory=RunStatus)
+    place: Place = ALONE  # among the processes that train together
+    silent: bool = False  # another process says how all of them end
 
 
 class JobGroup(click.Group):
@@ -81,8 +89,9 @@ class JobGroup(click.Group):
 
     def _end(self, ctx: click.Context, code: int, reason: str) -> NoReturn:
         session = ctx.find_object(Session) or Session()
-        _write_ending(session.status, code, reason)
-        log.error("ended", code=code, reason=reason)
+        if not session.silent:
+            _write_ending(session.status, code, reason)
+            log.error("ended", code=code, reason=reason)
         ctx.exit(code)
 
 
@@ -112,60 +121,103 @@ def main(ctx: click.Context, log_format: LogFormat, verbose: bool) -> None:
 @main.command()
 @config_options
 @click.option("--restart-from-scratch", is_flag=True, help="Leave the run's checkpoints behind and begin at step 0.")
-@click.option("--single-writer-unsafe", is_flag=True, help="Use a store without conditional writes.")
-@click.pass_obj
+@single_writer_option
+@click.option("--processes", metavar="N|gpu", help="Train with N processes, or one for each GPU of this machine.")
+@click.option("--ephemeral", is_flag=True, help="In the image: keep the run in the container, to be gone with it.")
+@click.pass_context
 def train(
-    session: Session,
+    ctx: click.Context,
     preset: str | None,
     path: Path | None,
     overrides: tuple[str, ...],
     restart_from_scratch: bool,
     single_writer_unsafe: bool,
+    processes: str | None,
+    ephemeral: bool,
 ) -> None:
     """Train, or continue, the run that the config describes.
 
     \b
     gpt-job train --preset baby-cpu --set data.corpus=my.txt
     gpt-job train --config run.toml --set run_uri=s3://bucket/run
+    gpt-job train --preset gpt2-124m --processes gpu
     """
-    status = session.status
-    with _summary(status, session.log_format, _flags(preset, path, overrides)):
+    session: Session = ctx.obj
+    if crew := crew_of(processes, os.environ):
+        _launch(ctx, crew, resolve(preset, path, overrides).config.runtime.restarts)
+        return
+    place, status = place_of(os.environ), session.status
+    session.place = place
+    with _summary(session, place, _flags(preset, path, overrides, processes)):
         resolved = resolve(preset, path, overrides)
+        if not ephemeral:
+            require_kept(resolved.config.run_uri, os.environ)
         stop = StopSignal(resolved.config.runtime.grace_seconds).install()
         stop.on_request = partial(_asked_to_stop, status)
-        stop.on_leave = partial(_left_in_haste, status)
+        stop.on_leave = partial(_left_in_haste, session)
         from job.infra.progress import open_progress  # noqa: PLC0415 - rich is for those who train
-        from job.pretrain import pretrain  # noqa: PLC0415 - torch loads only now
+        from job.infra.together import join  # noqa: PLC0415 - torch loads only now
+        from job.pretrain import pretrain  # noqa: PLC0415
 
-        progress = open_progress(session.log_format)
+        progress = open_progress(session.log_format if place.rank == 0 else "json")
         options = {"restart_from_scratch": restart_from_scratch, "single_writer_unsafe": single_writer_unsafe}
         try:
             stop.check()
-            pretrain(resolved, stop, progress, status, **options)
+            with join(place, stop, partial(_ended_by_another, session)) as ranks:
+                pretrain(resolved, stop, progress, status, ranks=ranks, **options)
         finally:
             stop.disarm()
             progress.close()
-    _write_ending(status, 0, status.status)
-    log.info("ended", code=0, reason=status.status)
+    if place.rank == 0:
+        _write_ending(status, 0, status.status)
+        log.info("ended", code=0, reason=status.status)
 
 
 @contextmanager
-def _summary(status: RunStatus, log_format: LogFormat, flags: str) -> Iterator[None]:
-    """Where the run stands, as a table for people and as the last line on stdout, however the block ends."""
+def _summary(session: Session, place: Place, flags: str) -> Iterator[None]:
+    """Where the run stands, as a table for people and as the last line on stdout, however the block ends.
+
+    Rank 0 alone speaks; another rank is heard when what ended all of them happened to it.
+    """
+    if place.world_size > 1:
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a rank that has gone is reported by us
+    if place.rank > 0:
+        configure_logging(session.log_format, "error")
+        structlog.contextvars.bind_contextvars(rank=place.rank)
     try:
         yield
     except Interrupted:
-        status.status = "interrupted"
+        session.status.status = "interrupted"
+        session.silent = place.rank > 0
+        raise
+    except JobError as error:
+        session.silent = place.rank > 0 and getattr(error, "adopted", False)
         raise
     finally:
-        show_summary(status, flags, main.commands, log_format)
-        print_json(status.plain())
+        if place.rank == 0:
+            show_summary(session.status, flags, main.commands, session.log_format)
+            print_json(session.status.plain())
 
 
-def _flags(preset: str | None, path: Path | None, overrides: tuple[str, ...]) -> str:
+def _launch(ctx: click.Context, crew: Crew, restarts: int) -> None:
+    """Train in processes of their own, and end as they do."""
+    from job.infra.launch import launch  # noqa: PLC0415 - torch loads only now
+
+    ended = launch(crew, sys.orig_argv[1:], restarts)
+    status: RunStatus = ctx.obj.status
+    status.step, status.val_loss = ended.said.get("step") or 0, ended.said.get("val_loss")
+    status.checkpoint = ended.said.get("checkpoint")
+    _write_ending(status, ended.code, ended.reason)
+    if ended.code:  # else the first rank has said so
+        log.error("ended", code=ended.code, reason=ended.reason)
+    ctx.exit(ended.code)
+
+
+def _flags(preset: str | None, path: Path | None, overrides: tuple[str, ...], processes: str | None) -> str:
     """What was asked for, as it is typed again."""
-    words = [*(("--preset", preset) if preset else ()), *(("--config", str(path)) if path else ())]
-    return shlex.join([*words, *(word for value in overrides for word in ("--set", value))])
+    asked = [("--preset", preset), ("--config", path), *(("--set", value) for value in overrides)]
+    asked.append(("--processes", processes))
+    return shlex.join(str(word) for flag, value in asked if value for word in (flag, value))
 
 
 def _asked_to_stop(status: RunStatus, reason: str) -> None:
@@ -176,8 +228,21 @@ def _asked_to_stop(status: RunStatus, reason: str) -> None:
     )
 
 
-def _left_in_haste(status: RunStatus, reason: str) -> None:
+def _ended_by_another(session: Session, error: JobError) -> None:
+    """This rank hangs because another has ended: say so where it is looked for, before it is ended too."""
+    if session.place.rank > 0:
+        return
+    reason = f"{type(error).__name__}: {error}"
+    _write_ending(session.status, error.exit_code, reason)
+    log.error("ended", code=error.exit_code, reason=reason)
+    print_json(session.status.plain())
+
+
+def _left_in_haste(session: Session, reason: str) -> None:
     """The watchdog ends the process: say so where it is looked for."""
+    if session.place.rank > 0:
+        return
+    status = copy(session.status)  # training goes on beside this
     said = f"Interrupted: {reason}; left at step {status.step}; {status.standing()}; start again to continue"
     _write_ending(status, Interrupted.exit_code, said)
     log.error("ended", code=Interrupted.exit_code, reason=said)
@@ -188,22 +253,31 @@ def _left_in_haste(status: RunStatus, reason: str) -> None:
 @main.command()
 @config_options
 @json_option
-def prepare(preset: str | None, path: Path | None, overrides: tuple[str, ...], as_json: bool) -> None:
+@click.pass_obj
+def prepare(session: Session, preset: str | None, path: Path | None, overrides: tuple[str, ...], as_json: bool) -> None:
     """Only pull the corpus and tokenize it, once for all jobs that share the cache.
 
     \b
     gpt-job prepare --preset verdict
+    gpt-job prepare --set data.corpus=s3://bucket/crawl/ --set data.cache_uri=s3://bucket/cache
     """
     config = resolve(preset, path, overrides).config
     stop = StopSignal(config.runtime.grace_seconds).install()
+    from job.infra.progress import open_progress  # noqa: PLC0415 - rich is for those who wait
     from job.prepare import prepare as run  # noqa: PLC0415 - tiktoken and numpy load only now
 
-    splits = run(config, stop.advance)
+    progress = open_progress(session.log_format)
+    try:
+        facts = run(config, stop.advance, progress)
+    finally:
+        progress.close()
     if as_json:
-        print_json(splits)
+        print_json(facts)
         return
-    for split, facts in splits.items():
-        click.echo(f"{split:<12}" + "  ".join(f"{value:,} {name}" for name, value in facts.items()))
+    for split, counts in facts.pop("splits").items():
+        click.echo(f"{split:<12}" + "  ".join(f"{value:,} {name}" for name, value in counts.items()))
+    for name, value in facts.items():
+        click.echo(f"{name.replace('_', ' '):<20}{'unknown' if value is None else f'{value:,}'}")
 
 
 @main.command()
@@ -307,6 +381,8 @@ def generate(
 main.add_command(checkpoints)
 main.add_command(weights_group)
 main.add_command(report)
+main.add_command(serve)
+main.add_command(serve_test)
 
 
 @main.group()

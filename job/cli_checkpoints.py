@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from job.cli_options import config_at, json_option, print_json, run_options
+from job.cli_options import config_at, json_option, print_json, run_options, single_writer_option
 from job.errors import DataError, JobError
 
 
@@ -79,6 +79,7 @@ def verify(
 @click.option("--keep-every", type=click.IntRange(min=0), help="Keep each whose step is a multiple; 0: none for that.")
 @click.option("--keep-best/--no-keep-best", default=None, help="Keep the one with the lowest validation loss.")
 @click.option("--dry-run", is_flag=True, help="Only say what would go; writes nothing.")
+@single_writer_option
 @json_option
 def prune(
     preset: str | None,
@@ -86,6 +87,7 @@ def prune(
     overrides: tuple[str, ...],
     run_uri: str | None,
     dry_run: bool,
+    single_writer_unsafe: bool,
     as_json: bool,
     **keep: Any,
 ) -> None:
@@ -101,7 +103,7 @@ def prune(
     from job.checkpoints.prune import Wanted, prune_run  # noqa: PLC0415 - boto3 loads only now
     from job.checkpoints.text import prune_lines  # noqa: PLC0415
 
-    report = prune_run(config, Wanted(**keep), dry_run)
+    report = prune_run(config, Wanted(**keep), dry_run, single_writer_unsafe)
     _print(report, prune_lines(report), as_json)
 
 

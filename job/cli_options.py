@@ -17,6 +17,9 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON."
 weights_option = click.option(
     "--weights", metavar="URI", help="Weights instead of a run: gpt2:124M, a folder, https:// or s3://."
 )
+single_writer_option = click.option(
+    "--single-writer-unsafe", is_flag=True, help="Use a store without conditional writes: nobody else writes."
+)
 _RUN = click.option("--run", "run_uri", help="Folder or s3:// address of a run; unset: the config's own.")
 
 

@@ -1,12 +1,14 @@
 """The commands that bring weights in and out: parse, call, print."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 import click
 
-from job.cli_options import config_at, json_option, model_options, print_json, run_options
+from job.cli_options import config_at, json_option, model_options, print_json, run_options, single_writer_option
 from job.infra.signals import StopSignal
+from job.infra.volumes import require_kept
 
 
 @click.group()
@@ -17,9 +19,16 @@ def weights() -> None:
 @weights.command("import")
 @run_options
 @click.option("--weights", "uri", required=True, help="gpt2:124M (355M, 774M, 1558M), a folder, https:// or s3://.")
+@single_writer_option
 @json_option
 def import_weights(
-    preset: str | None, path: Path | None, overrides: tuple[str, ...], run_uri: str | None, uri: str, as_json: bool
+    preset: str | None,
+    path: Path | None,
+    overrides: tuple[str, ...],
+    run_uri: str | None,
+    uri: str,
+    single_writer_unsafe: bool,
+    as_json: bool,
 ) -> None:
     """Begin a run with weights that exist; train continues it, and its first training fixes the corpus.
 
@@ -28,10 +37,11 @@ def import_weights(
     gpt-job train --set run_uri=runs/mine --set data.corpus=my.txt
     """
     config = config_at(run_uri, preset, path, overrides)
+    require_kept(config.run_uri, os.environ)
     stop = StopSignal(config.runtime.grace_seconds).install()
     from job.weights import import_weights as run  # noqa: PLC0415 - torch loads only now
 
-    _print(run(config, uri, stop.advance), as_json)
+    _print(run(config, uri, stop.advance, single_writer_unsafe), as_json)
 
 
 @weights.command("export")

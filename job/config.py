@@ -108,14 +108,18 @@ class DataConfig:
     """Where text comes from and how it becomes batches."""
 
     corpus: tuple[str, ...] = (DEFAULT_CORPUS,)  # one URI or a list
-    tokenizer: str = "gpt2"  # a tiktoken encoding, char or byte
+    tokenizer: str = "gpt2"  # a tiktoken encoding, char, byte, or bpe:N for one of N entries trained on the corpus
     tokenizer_dir: str | None = None  # folder with vocab.bpe and encoder.json
-    text_field: str = "text"  # of .jsonl documents
+    tokenizer_workers: int | None = None  # processes that tokenize; 0: none, unset: one a core where it is worth it
+    text_field: str = "text"  # of .jsonl documents; .parquet: the column
+    bad_lines: Literal["stop", "skip"] = "stop"  # at a .jsonl line or .parquet row without text; skip counts them
     split: tuple[float, ...] = (0.9, 0.05, 0.05)  # train, validation and, if there is a third, test
     order: Literal["windows", "random"] = "windows"
     stride: int | None = None  # tokens from one window to the next; unset: context_length
     workers: int = 0  # loader processes
     cache_dir: str | None = None  # unset: $XDG_CACHE_HOME/gpt-pretrain-job, or ~/.cache/gpt-pretrain-job
+    cache_uri: str | None = None  # s3:// or folder where token files are shared between machines
+    downloads: int = 4  # files pulled at once
     max_bytes: int = 1 << 40  # of one download, and of one file after decompression
     weights_hosts: tuple[str, ...] = WEIGHTS_HOSTS  # folders with GPT-2 by {size} or {name}, tried in this order
 
@@ -129,7 +133,11 @@ class DataConfig:
             ),
             (abs(sum(self.split) - 1) < 1e-6, f"data.split={list(self.split)} must sum to 1"),
             (self.workers >= 0, f"data.workers={self.workers} must be at least 0"),
-            *_positive("data", stride=self.stride, max_bytes=self.max_bytes),
+            *_positive("data", stride=self.stride, downloads=self.downloads, max_bytes=self.max_bytes),
+            (
+                self.tokenizer_workers is None or self.tokenizer_workers >= 0,
+                f"data.tokenizer_workers={self.tokenizer_workers} must be at least 0",
+            ),
         )
 
 
@@ -180,7 +188,7 @@ class TrainingConfig:
     """How long, in which batches, and what is looked at on the way. Periods count in steps."""
 
     batch_size: int = 12  # sequences per step over all ranks
-    micro_batch_size: int | None = None  # sequences per forward pass; unset: batch_size
+    micro_batch_size: int | None = None  # sequences per forward pass of one rank; unset: all of its sequences
     max_steps: int | None = None
     epochs: float | None = None
     max_seconds: float | None = None  # of training, over all attempts
@@ -297,12 +305,15 @@ class RuntimeConfig:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
     deterministic: bool = False  # only algorithms that repeat bit for bit on a GPU
+    parallel: Literal["auto", "ddp", "fsdp"] = "auto"  # of several processes: model whole in each, or in shards
+    restarts: int = 3  # of the processes that --processes started, after one of them failed
     threads: int | None = None  # of one process; unset: as many as the process may use
     grace_seconds: float = 30.0  # from the stop signal to the kill
 
     def __post_init__(self) -> None:
         _require(
             *_positive("runtime", threads=self.threads),
+            (self.restarts >= 0, f"runtime.restarts={self.restarts} must be at least 0"),
             (self.grace_seconds >= 0, f"runtime.grace_seconds={self.grace_seconds} must be at least 0"),
         )
 

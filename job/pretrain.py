@@ -1,5 +1,6 @@
 """The run, top to bottom: builds every object, connects them, starts the trainer, and finishes what it leaves."""
 
+import math
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -17,31 +18,37 @@ from job.checkpoint.record import Record
 from job.checkpoint.store import CheckpointStore
 from job.config import Config, identity, identity_digest, plain
 from job.config_file import ResolvedConfig, default_run_uri
+from job.data.tokenizer_files import save_trained
 from job.errors import AccessError, FencedError, Interrupted, JobError, NotFoundError, StorageError
-from job.infra.device import changes, choose_numerics, gpu_name, gpu_use, memory_errors
+from job.infra.counted_store import CountedStore
+from job.infra.device import Numerics, changes, choose_numerics, gpu_name, gpu_use, memory_errors
 from job.infra.environment import code_facts, machine_facts, owner_facts, process_seconds
 from job.infra.health import HealthServer, Pulse
 from job.infra.metrics import Metrics, Phase
 from job.infra.progress import Progress
+from job.infra.ranks import ALONE, Ranks
+from job.infra.shared_stop import SharedStop
 from job.infra.signals import StopSignal
 from job.infra.status import RunStatus
 from job.infra.storage import local_folder, open_store
 from job.report.tensorboard import FOLDER as TENSORBOARD
 from job.report.tensorboard import TensorBoard, require_tensorboard
-from job.training.finetuning import is_starting_point, known_of, stored_tokenizer, take_over
+from job.training.finetuning import known_of, stored_tokenizer, take_over
 from job.training.finish import finish
 from job.training.learner import Learner, build_learner
 from job.training.narrator import Channels, Narrator
 from job.training.reporter import Reporter
-from job.training.resume import Loaded, load_newest, lost_everything, nothing_valid
+from job.training.restoring import restore_newest
+from job.training.resume import Loaded, lost_everything, nothing_valid
 from job.training.saver import Saver
-from job.training.state import TrainingState, restore
+from job.training.state import TrainingState
 from job.training.text import Text, read_text
 from job.training.timetable import Timetable, total_steps
 from job.training.trainer import Trainer
 
 log = structlog.get_logger(__name__)
 _SOURCES = 50  # files of a corpus that the event log names
+_PATIENCE = 10.0  # seconds for the page where several processes end with an error: the others do not wait much longer
 
 
 def pretrain(
@@ -52,8 +59,12 @@ def pretrain(
     *,
     restart_from_scratch: bool = False,
     single_writer_unsafe: bool = False,
+    ranks: Ranks = ALONE,
 ) -> None:
     """Run, or continue, the run that the config describes; `status` says how far it came.
+
+    Of several ranks each comes here. All do the same, and what only one may do (read the log, claim the run, speak,
+    finish it), rank 0 does for all.
 
     Raises:
         JobError: Every deliberate end but completion; the class says which.
@@ -63,7 +74,7 @@ def pretrain(
         require_tensorboard()
     status.run_uri = config.run_uri
     metrics, pulse = Metrics(CollectorRegistry()), Pulse()
-    channels = Channels(metrics, pulse, progress, status)
+    channels = Channels(metrics, pulse, progress, status, heard=ranks.leads)
 
     def phase(name: Phase) -> None:
         metrics.phase(name)
@@ -77,11 +88,13 @@ def pretrain(
             raise Interrupted(f"{stop.reason}; {status.standing()}; start again to continue")
 
     with (
+        _last_words(config, metrics, ranks.leads),
         memory_errors(),
-        _endpoint(config, metrics, pulse) as ready,
+        _endpoint(config, metrics, pulse, ranks.leads) as ready,
         tempfile.TemporaryDirectory(prefix="gpt-job-") as scratch,
     ):
-        checkpoints = CheckpointStore(open_store(config.run_uri, config.storage, pulse.beat, single_writer_unsafe))
+        objects = open_store(config.run_uri, config.storage, pulse.beat, single_writer_unsafe)
+        checkpoints = CheckpointStore(CountedStore(objects, metrics.count_storage_error), ranks=ranks)
         newest = _newest(checkpoints, restart_from_scratch)
         resolved = take_over(resolved, newest)
         config = resolved.config
@@ -90,16 +103,19 @@ def pretrain(
             if _already_complete(config, checkpoints, newest, status):
                 return
             _stand_on(status, checkpoints, newest, config.tokens_per_step)
-        text = read_text(config, phase, advance, stored_tokenizer(checkpoints, newest))
+        before = newest.facts.get("numerics") if newest else None
+        numerics = choose_numerics(config.runtime, before, ranks.place)
+        text = read_text(config, phase, advance, stored_tokenizer(checkpoints, newest), progress)
         facts = _facts(config, text, newest)
         if newest:
             _require_same(resolved, newest, facts["identity"])
-        numerics = choose_numerics(config.runtime, newest.facts.get("numerics") if newest else None)
         may_delete = _claim(checkpoints, restart_from_scratch, single_writer_unsafe)
         phase("restoring")
         metrics.describe(facts["code"]["packages"], gpu_use if numerics.device == "cuda" else None)
         newest = _newest(checkpoints, restart_from_scratch)
-        learner = build_learner(config, numerics, text.tokenizer.vocab_size, restoring=newest is not None)
+        if newest is None and ranks.leads:
+            save_trained(checkpoints.objects, text.tokenizer, config.model.context_length)
+        learner = build_learner(config, numerics, text.tokenizer.vocab_size, newest is not None, ranks)
         loaded = _restore(checkpoints, learner) if newest else None
         timetable = Timetable(config.training, text.order.windows)
         narrator = _narrator(config, channels, checkpoints, timetable, Path(scratch))
@@ -114,10 +130,9 @@ def pretrain(
             checkpoints=checkpoints,
             state=loaded.value if loaded else TrainingState(),
             facts=facts,
-            stop=stop,
-            advance=advance,
+            stop=SharedStop(stop, ranks),
         )
-        with _told(narrator, saver, checkpoints, config, stop):
+        with _told(narrator, saver, checkpoints, config, stop), ranks.explaining():
             _announce(resolved, trainer, checkpoints, loaded)
             ready()
             trainer.run()
@@ -141,17 +156,45 @@ def _told(
         unreachable = isinstance(error, StorageError | AccessError) and not kept_here
         if not unreachable and not isinstance(error, FencedError):
             narrator.publish(checkpoints)
-            narrator.publish_report(checkpoints.objects, stop.remaining() / 2)
+            patience = _PATIENCE if checkpoints.ranks.place.world_size > 1 else math.inf
+            narrator.publish_report(checkpoints.objects, min(stop.remaining() / 2, patience))
         raise
     finally:
-        narrator.close(config.observe.pushgateway_url)
+        narrator.close()
 
 
 @contextmanager
-def _endpoint(config: Config, metrics: Metrics, pulse: Pulse) -> Iterator[Callable[[], None]]:
+def _last_words(config: Config, metrics: Metrics, leads: bool) -> Iterator[None]:
+    """How the attempt ends, and the last values of one that trained, go where they outlive the process.
+
+    A new attempt first takes back what the one before said of its end. One that lost the run says nothing: the group
+    belongs to the attempt that has it.
+    """
+    url, grouping = (
+        config.observe.pushgateway_url if leads else None,
+        {"job": "gpt-pretrain", "run": config.run_uri.rpartition("/")[2]},
+    )
+    if url:
+        metrics.push(url, grouping, only_ending=True)
+    try:
+        yield
+    except Exception as error:
+        metrics.ended(getattr(error, "exit_code", 1))
+        if isinstance(error, FencedError):
+            url = None
+        raise
+    else:
+        metrics.ended(0)
+    finally:
+        if url:
+            metrics.push(url, grouping, only_ending=not metrics.training_started.known)
+
+
+@contextmanager
+def _endpoint(config: Config, metrics: Metrics, pulse: Pulse, leads: bool) -> Iterator[Callable[[], None]]:
     """`/metrics`, `/healthz` and `/readyz` inside the block; yields what says that training has begun."""
     observe = config.observe
-    if observe.metrics_port is None:
+    if observe.metrics_port is None or not leads:
         yield lambda: None
         return
     host, port = observe.metrics_host, observe.metrics_port
@@ -169,12 +212,9 @@ def _newest(checkpoints: CheckpointStore, restart_from_scratch: bool) -> Record 
         NotFoundError: There are records, but none can be read: never silently step 0.
         FencedError: Claimed, and taken over since.
     """
-    if checkpoints.term is None:
-        checkpoints.log.refresh()
-        if restart_from_scratch:
-            return None
-    else:
-        checkpoints.assert_owner()  # whoever claimed the run since may already be pruning what would be read
+    checkpoints.refresh()  # whoever claimed the run since may already be pruning what would be read
+    if checkpoints.term is None and restart_from_scratch:
+        return None
     if lost_everything(checkpoints) and not restart_from_scratch:
         raise NotFoundError(nothing_valid(checkpoints, []))
     return next(reversed(history.checkpoints(checkpoints.records)), None)
@@ -227,18 +267,31 @@ def _facts(config: Config, text: Text, newest: Record | None) -> dict[str, Any]:
 
 def _claim(checkpoints: CheckpointStore, reset: bool, single_writer_unsafe: bool) -> bool:
     """Make the run this attempt's; whether the store lets it delete."""
-    may_delete = probe(checkpoints.objects, checkpoints.attempt, single_writer_unsafe)
-    if not may_delete:
-        log.warning("storage refuses deletions: retention is off and every checkpoint stays")
-    checkpoints.claim({"owner": owner_facts(), "code": code_facts()}, reset)
+    may_delete = False
+    left = history.checkpoints(checkpoints.records)
+    if checkpoints.ranks.leads:
+        may_delete = probe(checkpoints.objects, checkpoints.attempt, single_writer_unsafe)
+        if not may_delete:
+            log.warning("storage refuses deletions: retention is off and every checkpoint stays")
+        checkpoints.claim({"owner": owner_facts(), "code": code_facts()}, reset)
+    checkpoints.share_claim()
+    if reset and left:
+        _started_over(left[-1])
     return may_delete
+
+
+def _started_over(left: Record) -> None:
+    """Say what the run leaves behind because a person asked for it."""
+    log.warning("started over from the seed: the checkpoints so far are not used again", last_step=left.step)
+    if origin := left.facts.get("imported"):
+        log.warning("the imported weights are left behind too; to begin with them, import into another run", **origin)
 
 
 def _restore(checkpoints: CheckpointStore, learner: Learner) -> Loaded[TrainingState]:
     """The state of the newest checkpoint that is whole, with the learner's tensors put in place."""
     candidates = history.checkpoints(checkpoints.records)[::-1]
     try:
-        loaded = load_newest(checkpoints, candidates, lambda folder, record: restore(folder, record, learner))
+        loaded = restore_newest(checkpoints, candidates, learner)
     except NotFoundError:
         checkpoints.assert_owner()  # not damaged, if a newer attempt has pruned them meanwhile
         raise
@@ -250,11 +303,12 @@ def _narrator(
     config: Config, channels: Channels, checkpoints: CheckpointStore, timetable: Timetable, scratch: Path
 ) -> Narrator:
     """Who tells of the run, with its history so far; that lies under the run's address where it is a folder."""
-    folder = local_folder(config.run_uri)
-    past = past_events(checkpoints.objects, checkpoints.records, checkpoints.last)
+    leads = checkpoints.ranks.leads
+    folder = local_folder(config.run_uri) if leads else None
+    past = checkpoints.ranks.led(lambda: past_events(checkpoints.objects, checkpoints.records, checkpoints.last))
     events = EventLog((folder or scratch) / VIEW, past, checkpoints.term or 0)
-    reporter = Reporter(events.path, config.run_uri, scratch) if config.observe.report else None
-    board = TensorBoard((folder or scratch) / TENSORBOARD) if config.observe.tensorboard else None
+    reporter = Reporter(events.path, config.run_uri, scratch) if config.observe.report and leads else None
+    board = TensorBoard((folder or scratch) / TENSORBOARD) if config.observe.tensorboard and leads else None
     tokens, kept_here = config.tokens_per_step, folder is not None
     return Narrator(channels, events, timetable, tokens, kept_here, reporter=reporter, board=board)
 
@@ -273,7 +327,7 @@ def _announce(
     """Say what this attempt starts from, what was passed over and what will not be the same as before."""
     for record, reason in loaded.rejected if loaded else ():
         trainer.narrator.rejected(record.step, reason.reason, str(reason))
-    if loaded and not is_starting_point(loaded.record):
+    if loaded and not history.is_starting_point(loaded.record):
         _compare(trainer, loaded.record)
     trainer.narrator.resumed_with(trainer.state.eval_train_loss, trainer.state.val_loss, trainer.state.seconds)
     trainer.narrator.started(
@@ -285,6 +339,7 @@ def _announce(
         device=trainer.learner.numerics.device,
         precision=trainer.learner.numerics.precision,
         threads=trainer.learner.numerics.threads,
+        **_spread(trainer.learner.numerics),
         end=trainer.timetable.end,
         attempt=sum(r.kind == "fence" and not r.facts.get("maintenance") for r in checkpoints.records),
     )
@@ -306,6 +361,10 @@ def _environment(trainer: Trainer) -> dict[str, Any]:
         "machine": machine_facts(gpu_name() if numerics.device == "cuda" else None),
         "startup": {name: round(seconds, 3) for name, seconds in spent.items()},
     }
+
+
+def _spread(numerics: Numerics) -> dict[str, Any]:
+    return {"processes": numerics.world_size, "parallel": numerics.parallel} if numerics.world_size > 1 else {}
 
 
 def _compare(trainer: Trainer, record: Record) -> None:

@@ -24,7 +24,7 @@ class DamagedTensors(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class StoredTensor:
+class TensorEntry:
     """A tensor in a file, and where its bytes are."""
 
     path: Path
@@ -42,7 +42,7 @@ class StoredTensor:
         return f"{self.dtype} {list(self.shape)}"
 
 
-def read_contents(path: Path) -> dict[str, StoredTensor]:
+def read_contents(path: Path) -> dict[str, TensorEntry]:
     """The tensors of a safetensors file by name. Raises DamagedTensors."""
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -77,7 +77,7 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _tensor(path: Path, name: str, entry: Any, origin: int) -> StoredTensor:
+def _tensor(path: Path, name: str, entry: Any, origin: int) -> TensorEntry:
     if not isinstance(entry, Mapping) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise DamagedTensors(f"{name}: not dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -87,7 +87,7 @@ def _tensor(path: Path, name: str, entry: Any, origin: int) -> StoredTensor:
         raise DamagedTensors(f"{name}: shape {shape!r} is not a list of at most {MAX_DIMENSIONS} sizes")
     if not _are_counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise DamagedTensors(f"{name}: data_offsets {offsets!r} are not a start and an end")
-    stored = StoredTensor(path, dtype, tuple(shape), origin + offsets[0], origin + offsets[1])
+    stored = TensorEntry(path, dtype, tuple(shape), origin + offsets[0], origin + offsets[1])
     wanted = stored.elements * BITS[dtype] // 8
     if wanted != stored.stop - stored.start:
         raise DamagedTensors(f"{name}: {stored} takes {wanted} bytes, it has {stored.stop - stored.start}")
@@ -98,7 +98,7 @@ def _are_counts(values: Any) -> bool:
     return isinstance(values, list) and all(type(value) is int and 0 <= value < 1 << 63 for value in values)
 
 
-def _check_places(tensors: Mapping[str, StoredTensor], origin: int, size: int) -> None:
+def _check_places(tensors: Mapping[str, TensorEntry], origin: int, size: int) -> None:
     end = origin
     for name, stored in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].stop)):
         if stored.start != end:

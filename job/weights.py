@@ -23,8 +23,14 @@ from job.training.pretrained import load_weights
 log = structlog.get_logger(__name__)
 
 
-def import_weights(config: Config, uri: str, advance: Advance) -> dict[str, Any]:
+def import_weights(config: Config, uri: str, advance: Advance, single_writer_unsafe: bool = False) -> dict[str, Any]:
     """Begin the run at `config.run_uri` with these weights; the same ones again change nothing.
+
+    Args:
+        config: Where the run is, and how to reach it and the weights.
+        uri: A name such as gpt2:124M, a folder, https:// or s3://.
+        advance: Called as bytes move; may raise to stop.
+        single_writer_unsafe: A person's word that nobody else writes: a store without conditional writes will do.
 
     Raises:
         ConfigError: The run has checkpoints that did not begin with these weights.
@@ -35,7 +41,8 @@ def import_weights(config: Config, uri: str, advance: Advance) -> dict[str, Any]
         known = f"{loaded.model.vocab_size} tokens, its tokenizer {loaded.tokenizer.vocab_size}"
         raise DataError(f"{uri}: the model knows {known}; a run needs the same number")
     origin = {"uri": uri, "model_sha256": _digest(loaded)}
-    checkpoints = CheckpointStore(open_store(config.run_uri, config.storage))
+    objects = open_store(config.run_uri, config.storage, single_writer_unsafe=single_writer_unsafe)
+    checkpoints = CheckpointStore(objects)
     checkpoints.log.refresh()
     if standing := history.checkpoints(checkpoints.records):
         found = standing[-1].facts.get("imported") or {}
@@ -44,7 +51,7 @@ def import_weights(config: Config, uri: str, advance: Advance) -> dict[str, Any]
             raise ConfigError(f"{config.run_uri}: holds a run of {standing[-1].step} steps that {began}; name another")
         log.info("imported before", run_uri=config.run_uri, step=standing[-1].step)
         return _facts(config.run_uri, standing[-1], loaded)
-    probe(checkpoints.objects, checkpoints.attempt)
+    probe(objects, checkpoints.attempt, single_writer_unsafe)
     checkpoints.claim({"owner": owner_facts(), "code": code_facts(), "maintenance": True})
     saved = checkpoints.save(starting_point(loaded, origin))
     log.info("weights imported", run_uri=config.run_uri, weights=uri)

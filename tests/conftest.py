@@ -7,8 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two tests run at once: threads would wait for each other
+
+# The same examples in every run, so that a commit is judged by what it changed; `make chaos` draws new ones.
+settings.register_profile("per commit", derandomize=True)
+settings.register_profile("long", print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "per commit"))
 
 pytest.register_assert_rewrite("tests.contract.object_store_contract")
 

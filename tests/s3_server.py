@@ -23,87 +23,8 @@ from botocore.config import Config
 _SERVERS = ("proxy", "account", "container", "object")
 _START_SECONDS = 60
 
-_SWIFT = """
-[swift-hash]
-swift_hash_path_prefix = testprefix
-swift_hash_path_suffix = testsuffix
-[storage-policy:0]
-name = gold
-default = yes
-policy_type = replication
-"""
-
-_STORAGE = """
-[DEFAULT]
-bind_ip = 127.0.0.1
-bind_port = {port}
-swift_dir = {folder}/etc
-devices = {folder}/dev
-mount_check = false
-workers = 0
-user = {user}
-log_level = WARNING
-disable_fallocate = true
-fallocate_reserve = 0
-[pipeline:main]
-pipeline = {name}-server
-[app:{name}-server]
-use = egg:swift#{name}
-"""
-
-_PROXY = """
-[DEFAULT]
-bind_ip = 127.0.0.1
-bind_port = {port}
-swift_dir = {folder}/etc
-workers = 0
-user = {user}
-log_level = WARNING
-cert_file = {folder}/cert.pem
-key_file = {folder}/key.pem
-[pipeline:main]
-pipeline = catch_errors gatekeeper healthcheck cache listing_formats take_turns s3api tempauth slo dlo \
-versioned_writes symlink proxy-server
-[app:proxy-server]
-use = egg:swift#proxy
-account_autocreate = true
-allow_account_management = true
-[filter:take_turns]
-paste.filter_factory = swift_filter:filter_factory
-[filter:s3api]
-use = egg:swift#s3api
-s3_acl = false
-location = us-east-1
-min_segment_size = 5242880
-max_upload_part_num = 10000
-max_bucket_listing = 100
-[filter:tempauth]
-use = egg:swift#tempauth
-user_test_tester = testing .admin
-[filter:slo]
-use = egg:swift#slo
-max_manifest_segments = 10000
-max_manifest_size = 8388608
-[filter:dlo]
-use = egg:swift#dlo
-[filter:versioned_writes]
-use = egg:swift#versioned_writes
-allow_versioned_writes = true
-allow_object_versioning = true
-[filter:symlink]
-use = egg:swift#symlink
-[filter:catch_errors]
-use = egg:swift#catch_errors
-[filter:gatekeeper]
-use = egg:swift#gatekeeper
-[filter:healthcheck]
-use = egg:swift#healthcheck
-[filter:cache]
-use = egg:swift#memcache
-memcache_servers = 127.0.0.1:1
-[filter:listing_formats]
-use = egg:swift#listing_formats
-"""
+_TEMPLATES = Path(__file__).parents[1] / "docker" / "s3"  # of the same server as an image
+_TLS = "cert_file = {folder}/cert.pem\nkey_file = {folder}/key.pem\n"
 
 
 class S3Server:
@@ -179,10 +100,11 @@ class S3Server:
 
     def _configure(self) -> None:
         etc, user = self._folder / "etc", pwd.getpwuid(os.getuid()).pw_name
-        (etc / "swift.conf").write_text(_SWIFT)
+        (etc / "swift.conf").write_text((_TEMPLATES / "swift.conf").read_text())
+        places = {"host": "127.0.0.1", "etc": etc, "devices": self._folder / "dev", "user": user}
         for name, port in self._ports.items():
-            template = _PROXY if name == "proxy" else _STORAGE
-            text = template.format(name=name, port=port, folder=self._folder, user=user)
+            template = _TEMPLATES / ("proxy-server.conf" if name == "proxy" else "storage-server.conf")
+            text = template.read_text().format(name=name, port=port, tls=_TLS.format(folder=self._folder), **places)
             (etc / f"{name}-server.conf").write_text(text)
 
     def _build_rings(self) -> None:

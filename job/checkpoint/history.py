@@ -10,13 +10,21 @@ def highest_term(records: Sequence[Record]) -> int:
     return max((record.seq for record in records if record.kind == "fence"), default=0)
 
 
+def unpruned(records: Sequence[Record]) -> list[Record]:
+    """Checkpoints whose data is there, oldest first, those from before a reset among them."""
+    pruned = {seq for record in records if record.kind == "prune" for seq in record.facts["pruned"]}
+    return [record for record in records if record.kind == "checkpoint" and record.seq not in pruned]
+
+
 def checkpoints(records: Sequence[Record]) -> list[Record]:
     """Checkpoints that may be continued from, oldest first: not pruned, and not from before a reset."""
-    pruned = {seq for record in records if record.kind == "prune" for seq in record.facts["pruned"]}
     start = max((record.seq for record in records if record.kind == "fence" and record.facts["reset"]), default=0)
-    return [
-        record for record in records if record.kind == "checkpoint" and record.seq > start and record.seq not in pruned
-    ]
+    return [record for record in unpruned(records) if record.seq > start]
+
+
+def is_starting_point(record: Record) -> bool:
+    """Whether nothing has been trained since the weights were imported: a checkpoint that no seed gives again."""
+    return "imported" in record.facts and "numerics" not in record.facts
 
 
 def was_reset(records: Sequence[Record]) -> bool:
@@ -61,6 +69,5 @@ def prunable(records: Sequence[Record], keep_last: int, keep_every: int | None, 
         kept |= {record.seq for record in standing if record.step % keep_every == 0}
     if keep_best and (lowest := best(records)) is not None:
         kept.add(lowest.seq)
-    pruned = {seq for record in records if record.kind == "prune" for seq in record.facts["pruned"]}
-    there = [record for record in records if record.kind == "checkpoint" and record.seq not in pruned]
-    return [record for record in there if record.seq not in kept]
+    kept |= {record.seq for record in standing if is_starting_point(record)}
+    return [record for record in unpruned(records) if record.seq not in kept]

@@ -4,8 +4,9 @@ Writing record n is one conditional PUT; whoever loses it learns from the winner
 compared, no pointer is moved, and absence is believed only after a successful LIST or GET.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from typing import Any
 
 from job.checkpoint.history import highest_term
 from job.checkpoint.record import DamagedRecord, Record, log_key, parse
@@ -41,6 +42,17 @@ class CommitLog:
             self._read_up_to(self._next)
         if self._next == 1 and self._store.keys("data/"):
             self.damaged[0] = "the whole log is missing, and there is data of checkpoints"
+
+    def said(self) -> dict[str, list[Any]]:
+        """What has been read, as JSON values for other ranks."""
+        records = [[record.seq, record.content.decode()] for record in self.records]
+        return {"records": records, "damaged": [[seq, what] for seq, what in self.damaged.items()]}
+
+    def hear(self, said: Mapping[str, list[Any]]) -> None:
+        """Know what rank 0 has read."""
+        self.records[:] = [parse(content.encode(), seq) for seq, content in said["records"]]
+        self.damaged.clear()
+        self.damaged.update(said["damaged"])
 
     def _read_up_to(self, last: int) -> None:
         """Read every record from the next one to this, which the listing shows."""

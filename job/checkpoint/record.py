@@ -7,6 +7,7 @@ cut, bent or mixed up is noticed before anything in it is believed.
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -15,6 +16,7 @@ from job.infra.object_store import is_key
 
 FORMAT = 1
 Kind = Literal["fence", "checkpoint", "prune", "complete"]
+_TERM = re.compile(r"(?:data|events)/(\d{10})-|log/(\d{12})\.json$")
 _LARGEST = 4 << 20  # bytes of one record; a real one has a few thousand
 
 
@@ -51,6 +53,11 @@ class StoredObject:
     def name(self) -> str:
         """File name without the folders."""
         return self.key.rpartition("/")[2]
+
+    @property
+    def kind(self) -> str:
+        """File name without the number of the rank that wrote it."""
+        return re.sub(r"-\d+\.safetensors$", ".safetensors", self.name)
 
     def plain(self) -> dict[str, Any]:
         """As JSON values."""
@@ -119,6 +126,15 @@ class Record:
 def log_key(seq: int) -> str:
     """Key of record `seq`."""
     return f"log/{seq:012d}.json"
+
+
+def term_of(key: str) -> int | None:
+    """Term of the attempt that wrote, or would have written, an object of the run; None: the key is nobody's.
+
+    A record's number is a term too: whoever meant to write it came before the fence of that number.
+    """
+    found = _TERM.match(key)
+    return int(found[1] or found[2]) if found else None
 
 
 def parse(content: bytes, seq: int) -> Record:

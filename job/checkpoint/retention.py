@@ -3,23 +3,37 @@
 The order is: look at what is to stay, make sure the run is still ours, say in the log what goes, then delete it.
 """
 
-import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import structlog
 
 from job.checkpoint import history
-from job.checkpoint.record import Record
+from job.checkpoint.record import Record, term_of
 from job.checkpoint.store import CheckpointStore
 from job.checkpoint.verify import Rejected, check, check_sizes
 from job.config import CheckpointConfig
 from job.errors import AccessError, StorageError
 
-_VERIFIED = 2
-_TERM = re.compile(r"(?:data|events)/(\d{10})-|log/(\d{12})\.json$")
+_ENOUGH = 2  # whole ones that must stay before anything goes
+
+How = Literal["full", "head"]
 
 log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class ReadBack:
+    """The newest of those that stay, as far as they were looked at: which are whole, and why the others are not."""
+
+    whole: list[Record] = field(default_factory=list)
+    rejected: list[tuple[Record, Rejected]] = field(default_factory=list)
+
+    @property
+    def enough(self) -> bool:
+        """Whether anything may go."""
+        return len(self.whole) == _ENOUGH
 
 
 @dataclass(slots=True)
@@ -50,7 +64,11 @@ class Retention:
         due = self._due()
         if not due:
             return outcome
-        if self._verify_kept(due, outcome) < _VERIFIED:
+        staying = [record for record in history.checkpoints(self._checkpoints.records) if record not in due]
+        found = read_back(self._checkpoints, staying, self._config.verify, self._verified)
+        self._verified |= {record.seq for record in found.whole}
+        outcome.rejected = {record.seq: reason for record, reason in found.rejected}
+        if not found.enough:
             return outcome
         self._checkpoints.assert_owner()
         self._checkpoints.prune(due)
@@ -63,36 +81,16 @@ class Retention:
             self._swept = True
         return outcome
 
-    def _standing(self) -> list[Record]:
-        return history.checkpoints(self._checkpoints.records)
-
     def _due(self) -> list[Record]:
         config = self._config
         return history.prunable(self._checkpoints.records, config.keep_last, config.keep_every, config.keep_best)
-
-    def _verify_kept(self, due: list[Record], outcome: Pruned) -> int:
-        """Verify the newest of those that stay until two are whole; how many are."""
-        going = {record.seq for record in due}
-        kept = [record for record in reversed(self._standing()) if record.seq not in going]
-        for record in kept:
-            if record.seq not in self._verified and record.seq not in outcome.rejected:
-                try:
-                    verify(self._checkpoints, record, self._config.verify)
-                except Rejected as rejected:
-                    outcome.rejected[record.seq] = rejected
-                    continue
-                self._verified.add(record.seq)
-            if len(self._verified & {r.seq for r in kept}) == _VERIFIED:
-                break
-        return len(self._verified & {r.seq for r in kept})
 
     def _sweep(self) -> int:
         """Delete data of earlier attempts that no standing record names: cut saves and cut deletions."""
         if self._checkpoints.log.damaged:
             return 0  # a record that cannot be read may name it
-        pruned = {seq for r in self._checkpoints.records if r.kind == "prune" for seq in r.facts["pruned"]}
-        records = [r for r in self._checkpoints.records if r.kind == "checkpoint" and r.seq not in pruned]
-        named = {stored.key for record in records for stored in record.objects}
+        standing = history.unpruned(self._checkpoints.records)
+        named = {stored.key for record in standing for stored in record.objects}
         keys = self._checkpoints.objects.keys("data/")
         return self._delete([key for key in keys if key not in named and self._is_of_an_earlier_term(key)])
 
@@ -110,8 +108,8 @@ class Retention:
 
     def _is_of_an_earlier_term(self, key: str) -> bool:
         """Whether an attempt before this one wrote, or would have written, this object of the run."""
-        found = _TERM.match(key)  # a record's number is a term too: whoever meant to write it came before our fence
-        return found is not None and int(found[1] or found[2]) < (self._checkpoints.term or 0)
+        term = term_of(key)
+        return term is not None and term < (self._checkpoints.term or 0)
 
     def _delete(self, keys: list[str]) -> int:
         for key in keys:
@@ -119,7 +117,32 @@ class Retention:
         return len(keys)
 
 
-def verify(checkpoints: CheckpointStore, record: Record, how: Literal["full", "head"]) -> None:
+def read_back(
+    checkpoints: CheckpointStore, staying: Sequence[Record], how: How, known: Collection[int] = ()
+) -> ReadBack:
+    """Verify the newest of those that stay until enough are whole, which is two.
+
+    Args:
+        checkpoints: The run.
+        staying: Those that are to stay, oldest first.
+        how: In full, or sizes only.
+        known: seqs of those that have been verified before.
+    """
+    found = ReadBack()
+    for record in reversed(staying):
+        try:
+            if record.seq not in known:
+                verify(checkpoints, record, how)
+        except Rejected as rejected:
+            found.rejected.append((record, rejected))
+            continue
+        found.whole.append(record)
+        if found.enough:
+            break
+    return found
+
+
+def verify(checkpoints: CheckpointStore, record: Record, how: How) -> None:
     """Read a checkpoint back and hash it, or only compare sizes. Raises Rejected."""
     if how == "head":
         check_sizes(checkpoints.objects, record)

@@ -14,9 +14,10 @@ from typing import Any
 
 from job.checkpoint import history
 from job.checkpoint.log import CommitLog
-from job.checkpoint.record import FORMAT, Kind, Record, StoredObject, canonical
+from job.checkpoint.record import FORMAT, Kind, Record, StoredObject, canonical, parse
 from job.errors import ConfigError, FencedError, JobError, StorageError
 from job.infra.object_store import Content, ObjectStore
+from job.infra.ranks import ALONE, Ranks
 
 RUN_KEY = "run.json"
 
@@ -28,13 +29,13 @@ class Checkpoint:
     Args:
         step: Steps taken.
         files: File name -> bytes in pieces.
-        events: The events since the checkpoint before it, as JSON lines.
+        events: The events since the checkpoint before it, as JSON lines; None on all ranks but the first.
         facts: What its record says beside them, JSON values.
     """
 
     step: int
     files: Mapping[str, Content]
-    events: bytes
+    events: bytes | None
     facts: Mapping[str, Any]
 
 
@@ -47,10 +48,13 @@ class Saved:
 
 
 class CheckpointStore:
-    """Where a run's checkpoints are kept. Anyone may read; writing begins with `claim`."""
+    """Where a run's checkpoints are kept. Anyone may read; writing begins with `claim`.
 
-    def __init__(self, objects: ObjectStore, attempt: str | None = None) -> None:
-        self.objects = objects
+    Of several ranks each stores its share of a checkpoint, and the first alone reads and writes the log.
+    """
+
+    def __init__(self, objects: ObjectStore, attempt: str | None = None, ranks: Ranks = ALONE) -> None:
+        self.objects, self.ranks = objects, ranks
         self.log = CommitLog(objects)
         self.attempt = attempt or secrets.token_hex(16)
         self.term: int | None = None
@@ -66,6 +70,22 @@ class CheckpointStore:
     def last(self) -> Record | None:
         """The checkpoint this attempt continued from, or has saved since."""
         return self._last
+
+    def refresh(self) -> None:
+        """Read the log as it is now; every rank sees what the first one sees.
+
+        Raises:
+            FencedError: Claimed, and taken over since.
+            AccessError, StorageError: It cannot be read.
+        """
+        if self.ranks.leads and self.term is None:
+            self.log.refresh()
+        elif self.ranks.leads:
+            self.assert_owner()
+        if self.ranks.place.world_size > 1:
+            said = self.ranks.led(self.log.said)
+            if not self.ranks.leads:
+                self.log.hear(said)
 
     def claim(self, facts: Mapping[str, Any], reset: bool = False) -> Record:
         """Write the fence: from here every older attempt loses at its next commit.
@@ -84,6 +104,11 @@ class CheckpointStore:
         record = self.log.append(fence, self.attempt, term=None)
         self.term = record.seq
         return record
+
+    def share_claim(self) -> None:
+        """Let every rank write for the attempt that the first one has claimed the run for."""
+        self.attempt = self.ranks.led(lambda: self.attempt)
+        self.term = self.ranks.led(lambda: self.term)
 
     def _mark_run(self) -> None:
         """Create `run.json`, or make sure that the one that is there is of a format this job writes."""
@@ -111,29 +136,54 @@ class CheckpointStore:
             FencedError: A newer attempt owns the run; what this save uploaded is removed.
             StorageError: It failed; the checkpoint before it stands.
         """
-        marks = [time.monotonic()]
-        folder = self._fresh_folder(checkpoint.step)
-        stored = [self._upload(f"data/{folder}/{name}", pieces) for name, pieces in sorted(checkpoint.files.items())]
-        segment = self._upload(f"events/{folder}.jsonl", [checkpoint.events])
+        folder, marks = self._fresh_folder(checkpoint.step), [time.monotonic()]
+
+        def store_share() -> list[dict[str, Any]]:
+            names = [(f"data/{folder}/{name}", pieces) for name, pieces in sorted(checkpoint.files.items())]
+            if checkpoint.events is not None:
+                names.append((f"events/{folder}.jsonl", [checkpoint.events]))
+            return [self._upload(key, pieces).plain() for key, pieces in names]
+
+        def publish(shares: list[list[dict[str, Any]]]) -> list[Any]:
+            marks.append(time.monotonic())
+            uploaded = [StoredObject(**entry) for share in shares for entry in share]
+            self._last = self._publish(checkpoint, uploaded, marks)
+            return [self._last.seq, self._last.content.decode()] if len(shares) > 1 else []
+
+        said = self.ranks.confer(f"save/{folder}", store_share, publish)
+        if not self.ranks.leads:
+            self._last = parse(said[1].encode(), said[0])
+            self.log.records.append(self._last)
+        assert self._last is not None
         marks.append(time.monotonic())
-        for uploaded in (*stored, segment):
-            self._check_arrived(uploaded)
+        spans = [after - before for before, after in itertools.pairwise(marks)]
+        return Saved(self._last, dict(zip(("upload", "verify", "commit"), spans, strict=False)))
+
+    def forgo(self, step: int, error: Exception) -> None:
+        """Raise, on all ranks, why this one has nothing to save of a step at which all do."""
+
+        def fail() -> None:
+            raise error
+
+        self.ranks.confer(f"save/{self._fresh_folder(step)}", fail, lambda shares: None)
+
+    def _publish(self, checkpoint: Checkpoint, uploaded: Sequence[StoredObject], marks: list[float]) -> Record:
+        """Look at what was uploaded, then commit the record that names it."""
+        for each in uploaded:
+            self._check_arrived(each)
         marks.append(time.monotonic())
         facts = {
             **checkpoint.facts,
             "step": checkpoint.step,
             "prev_checkpoint_seq": self._last.seq if self._last else None,
-            "objects": [uploaded.plain() for uploaded in stored],
-            "events": segment.plain(),
+            "objects": [each.plain() for each in uploaded if each.key.startswith("data/")],
+            "events": next(each.plain() for each in uploaded if each.key.startswith("events/")),
         }
         try:
-            self._last = self._commit("checkpoint", facts)
+            return self._commit("checkpoint", facts)
         except FencedError:
-            self._discard([uploaded.key for uploaded in (*stored, segment)])
+            self._discard([each.key for each in uploaded])
             raise
-        marks.append(time.monotonic())
-        spans = [after - before for before, after in itertools.pairwise(marks)]
-        return Saved(self._last, dict(zip(("upload", "verify", "commit"), spans, strict=True)))
 
     def complete(self, facts: Mapping[str, Any]) -> Record:
         """Write the record that says the run is done."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from job.tensor_file import BITS, StoredTensor
+from job.tensor_file import BITS, TensorEntry
 
 _ELEMENTS = 1 << 20  # compared at once
 _UNSIGNED = {8: "u1", 16: "<u2", 32: "<u4", 64: "<u8"}
@@ -27,7 +27,7 @@ class Difference:
     largest: float | None
 
 
-def compare(first: StoredTensor, second: StoredTensor) -> Difference:
+def compare(first: TensorEntry, second: TensorEntry) -> Difference:
     """The difference of two tensors of one dtype and shape."""
     unequal, largest = 0, -math.inf
     for bits, others in zip(_pieces(first), _pieces(second), strict=True):
@@ -42,7 +42,7 @@ def compare(first: StoredTensor, second: StoredTensor) -> Difference:
     return Difference(unequal, float(largest) if math.isfinite(largest) else None)
 
 
-def _pieces(tensor: StoredTensor) -> Iterator[NDArray[Any]]:
+def _pieces(tensor: TensorEntry) -> Iterator[NDArray[Any]]:
     """A tensor's elements as unsigned numbers, a piece at a time."""
     kind = _UNSIGNED[BITS[tensor.dtype]]
     with tensor.path.open("rb") as file:

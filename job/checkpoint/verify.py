@@ -28,15 +28,15 @@ def fetch(objects: ObjectStore, record: Record, folder: Path, names: Collection[
         objects: Where the run is kept.
         record: The checkpoint.
         folder: An existing folder for the files.
-        names: Files that are wanted; all when unset.
+        names: Files that are wanted, a rank's number in them left out; all when unset.
 
     Raises:
         Rejected: A file is missing, has another size or another hash.
     """
     check_sizes(objects, record)
     for stored in record.objects:
-        if names is None or stored.name in names:
-            _compare(stored, partial(_get_into, objects, folder / stored.name))
+        if names is None or stored.name in names or stored.kind in names:
+            _compare(stored, partial(objects.get, stored.key, folder / stored.name))
     return folder
 
 
@@ -44,7 +44,7 @@ def check(objects: ObjectStore, record: Record) -> None:
     """Read a checkpoint's files and hash them; nothing is kept. Raises Rejected."""
     check_sizes(objects, record)
     for stored in record.objects:
-        _compare(stored, objects.digest)
+        _compare(stored, partial(objects.digest, stored.key))
 
 
 def check_sizes(objects: ObjectStore, record: Record) -> None:
@@ -58,21 +58,21 @@ def check_sizes(objects: ObjectStore, record: Record) -> None:
             raise Rejected("size", f"{stored.key} has {size} bytes, the record says {stored.size}")
 
 
-def _get_into(objects: ObjectStore, target: Path, key: str) -> str:
-    return objects.get(key, target)
-
-
-def _compare(stored: StoredObject, sha256_of: Callable[[str], str]) -> None:
-    """Read an object until its hash is right, or twice the same wrong one: then it was not bent on the way."""
+def settled_sha256(stored: StoredObject, read: Callable[[], str]) -> str:
+    """An object's hash, read until it is right, or twice the same wrong one: then it was not bent on the way."""
     wrong: set[str] = set()
     for _ in range(_READS):
-        try:
-            found = sha256_of(stored.key)
-        except KeyError:
-            raise Rejected("missing", f"{stored.key} is missing") from None
-        if found == stored.sha256:
-            return
-        if found in wrong:
+        found = read()
+        if found == stored.sha256 or found in wrong:
             break
         wrong.add(found)
-    raise Rejected("sha256", f"{stored.key} has sha256 {found}, the record says {stored.sha256}")
+    return found
+
+
+def _compare(stored: StoredObject, read: Callable[[], str]) -> None:
+    try:
+        found = settled_sha256(stored, read)
+    except KeyError:
+        raise Rejected("missing", f"{stored.key} is missing") from None
+    if found != stored.sha256:
+        raise Rejected("sha256", f"{stored.key} has sha256 {found}, the record says {stored.sha256}")

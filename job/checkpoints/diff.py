@@ -14,6 +14,7 @@ from typing import Any
 from job.checkpoint import history
 from job.checkpoint.choice import choose, open_run
 from job.checkpoint.events import past_events
+from job.checkpoint.files import STATE
 from job.checkpoint.record import Record
 from job.checkpoint.store import CheckpointStore
 from job.checkpoint.tensor_diff import compare
@@ -21,9 +22,8 @@ from job.checkpoint.verify import Rejected, fetch
 from job.config import Config
 from job.errors import DataError
 from job.infra.storage import open_store
-from job.tensor_file import DamagedTensors, StoredTensor, read_contents
+from job.tensor_file import DamagedTensors, TensorEntry, read_contents
 
-_STATE = "state.json"
 _SECTIONS = ("config", "identity", "numerics", "code", "corpus", "eval")
 _FACTS = ("step", "tokens", "data_offset", "chain", "tokenizer_sha256", "numerics_changed")
 _TIME = "seconds"  # of state.json: never the same twice
@@ -115,7 +115,7 @@ def _tensors(sides: Sequence[Side], kind: str) -> dict[str, Any]:
     return {"compared": len(names), "different": [row for row in rows if row]}
 
 
-def _contents(side: Side, kind: str, folder: Path) -> dict[str, StoredTensor]:
+def _contents(side: Side, kind: str, folder: Path) -> dict[str, TensorEntry]:
     names = [name for name in side.names() if name.endswith(".safetensors") and _kind(name) == kind]
     side.fetch(names, folder)
     try:
@@ -124,7 +124,7 @@ def _contents(side: Side, kind: str, folder: Path) -> dict[str, StoredTensor]:
         raise DataError(f"{side}: {kind}: {error}") from error
 
 
-def _tensor(name: str, first: StoredTensor | None, second: StoredTensor | None) -> dict[str, Any] | None:
+def _tensor(name: str, first: TensorEntry | None, second: TensorEntry | None) -> dict[str, Any] | None:
     """How a tensor differs; None when it does not. Without `unequal` there is nothing to count."""
     row = {"name": name, "first": first and str(first), "second": second and str(second)}
     if first is None or second is None or str(first) != str(second):
@@ -142,9 +142,9 @@ def _state(sides: Sequence[Side]) -> Fields:
 def _read_state(side: Side) -> Any:
     with tempfile.TemporaryDirectory(prefix="gpt-job-") as folder:
         try:
-            return json.loads((side.fetch([_STATE], Path(folder) / "state") / _STATE).read_bytes())
+            return json.loads((side.fetch([STATE], Path(folder) / "state") / STATE).read_bytes())
         except (OSError, ValueError, RecursionError) as error:
-            raise DataError(f"{side}: {_STATE}: {error}") from error
+            raise DataError(f"{side}: {STATE}: {error}") from error
 
 
 def _fields(first: Any, second: Any) -> Fields:

@@ -27,6 +27,7 @@ def list_checkpoints(config: Config) -> list[dict[str, Any]]:
 
 def _row(objects: ObjectStore, record: Record, best: Record | None) -> dict[str, Any]:
     kept_every = record.facts["config"]["checkpoint"]["keep_every"]
+    is_nth = kept_every is not None and record.step % kept_every == 0
     return {
         "seq": record.seq,
         "step": record.step,
@@ -34,7 +35,7 @@ def _row(objects: ObjectStore, record: Record, best: Record | None) -> dict[str,
         "val_loss": record.val_loss,
         "bytes": record.size,
         "objects": len(record.objects),
-        "pinned": record is best or (kept_every is not None and record.step % kept_every == 0),
+        "pinned": record is best or is_nth or history.is_starting_point(record),
         "valid": _is_whole(objects, record),
     }
 

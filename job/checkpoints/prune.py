@@ -10,9 +10,8 @@ from job.checkpoint import history
 from job.checkpoint.choice import open_run
 from job.checkpoint.probe import probe
 from job.checkpoint.record import Record
-from job.checkpoint.retention import Retention, verify
+from job.checkpoint.retention import Retention, read_back
 from job.checkpoint.store import CheckpointStore
-from job.checkpoint.verify import Rejected
 from job.config import CheckpointConfig, Config
 from job.config_file import stored_config
 from job.errors import AccessError, DataError
@@ -20,7 +19,6 @@ from job.infra.environment import code_facts, owner_facts
 from job.infra.storage import open_store
 
 log = structlog.get_logger(__name__)
-_VERIFIED = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +40,12 @@ class Wanted:
         )
 
 
-def prune_run(config: Config, wanted: Wanted, dry_run: bool) -> dict[str, Any]:
+def prune_run(config: Config, wanted: Wanted, dry_run: bool, single_writer_unsafe: bool = False) -> dict[str, Any]:
     """Remove the checkpoints that are not wanted; what went, what stays and what was read back first.
 
     Two of those that stay are read back before anybody is disturbed. Only then the run is taken over with a fence, and
     retention does the rest, with its own look at the two. With nothing to remove, or `dry_run`, nothing is written.
+    `single_writer_unsafe` is a person's word that nobody else writes: a store without conditional writes will do.
 
     Raises:
         NotFoundError: There is no run.
@@ -54,7 +53,7 @@ def prune_run(config: Config, wanted: Wanted, dry_run: bool) -> dict[str, Any]:
         AccessError: The store lets nobody delete here.
         FencedError: A job took the run over in the meantime; everything stays.
     """
-    checkpoints = open_run(open_store(config.run_uri, config.storage))
+    checkpoints = open_run(open_store(config.run_uri, config.storage, single_writer_unsafe=single_writer_unsafe))
     standing = history.checkpoints(checkpoints.records)
     settings = wanted.over(_stored_settings(standing))
     going = history.prunable(checkpoints.records, settings.keep_last, settings.keep_every, settings.keep_best)
@@ -62,7 +61,7 @@ def prune_run(config: Config, wanted: Wanted, dry_run: bool) -> dict[str, Any]:
     verified = _verify(checkpoints, staying) if going else []
     removed, objects = list(going), sum(len(record.objects) for record in going)
     if going and not dry_run:
-        removed, objects = _remove(checkpoints, settings)
+        removed, objects = _remove(checkpoints, settings, single_writer_unsafe)
     return {
         "run_uri": config.run_uri,
         "dry_run": dry_run,
@@ -85,27 +84,23 @@ def _row(record: Record) -> dict[str, Any]:
 
 
 def _verify(checkpoints: CheckpointStore, staying: Sequence[Record]) -> list[Record]:
-    """The newest two that are whole. Raises DataError when there are not two."""
-    whole: list[Record] = []
-    reasons: list[str] = []
-    for record in reversed(staying):
-        try:
-            verify(checkpoints, record, "full")
-        except Rejected as rejected:
-            reasons.append(f"step {record.step}: {rejected}")
-            log.warning("checkpoint damaged, not counted on", step=record.step, reason=rejected.reason)
-            continue
-        whole.append(record)
-        if len(whole) == _VERIFIED:
-            return whole
-    damage = "; ".join(reasons) or "no other stands"
-    raise DataError(f"nothing is removed: {len(whole)} of those that would stay can be read back, {damage}")
+    """The newest that are whole, enough of them to let others go. Raises DataError when they are too few."""
+    found = read_back(checkpoints, staying, "full")
+    for record, rejected in found.rejected:
+        log.warning("checkpoint damaged, not counted on", step=record.step, reason=rejected.reason)
+    if not found.enough:
+        damage = "; ".join(f"step {record.step}: {rejected}" for record, rejected in found.rejected)
+        can = f"{len(found.whole)} of those that would stay can be read back"
+        raise DataError(f"nothing is removed: {can}, {damage or 'no other stands'}")
+    return found.whole
 
 
-def _remove(checkpoints: CheckpointStore, settings: CheckpointConfig) -> tuple[list[Record], int]:
+def _remove(
+    checkpoints: CheckpointStore, settings: CheckpointConfig, single_writer_unsafe: bool
+) -> tuple[list[Record], int]:
     """Take the run over and let retention do its work; what went, and how many objects."""
     uri = checkpoints.objects.uri
-    if not probe(checkpoints.objects, checkpoints.attempt):
+    if not probe(checkpoints.objects, checkpoints.attempt, single_writer_unsafe):
         raise AccessError(f"{uri}: storage refuses deletions, so nothing can be removed with these credentials")
     log.warning("taking the run over: a job that trains on it ends with 73 at its next save", run_uri=uri)
     checkpoints.claim({"owner": owner_facts(), "code": code_facts(), "maintenance": True})

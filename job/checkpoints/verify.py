@@ -3,7 +3,6 @@
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,10 @@ from job.checkpoint import history
 from job.checkpoint.audit import Problem, log_problems
 from job.checkpoint.choice import choose, open_run
 from job.checkpoint.events import facts_key, parse_lines
-from job.checkpoint.record import FORMAT, Record, StoredObject, log_key
+from job.checkpoint.files import STATE, TOKENIZER
+from job.checkpoint.record import FORMAT, Record, StoredObject, log_key, term_of
 from job.checkpoint.store import RUN_KEY, CheckpointStore
+from job.checkpoint.verify import settled_sha256
 from job.config import Config
 from job.data.order import DataOffset, passed_over
 from job.infra.object_store import ObjectStore
@@ -24,7 +25,6 @@ from job.tensor_file import DamagedTensors, read_contents
 
 log = structlog.get_logger(__name__)
 _HINT = "latest.json"  # for people: never read by a resume, but it remembers the log's end
-_STATE, _TOKENIZER = "state.json", "tokenizer.json"
 
 
 def verify_run(config: Config, which: str | None = None) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def check_checkpoint(objects: ObjectStore, record: Record) -> list[Problem]:
     """What is wrong with the objects of a checkpoint and with its events."""
 
     def check(stored: StoredObject, path: Path) -> list[Problem]:
-        if stored.name == _STATE:
+        if stored.name == STATE:
             return _check_state(path, record)
         return _check_tensors(path) if stored.name.endswith(".safetensors") else []
 
@@ -105,11 +105,11 @@ def _check_names(record: Record) -> list[Problem]:
     """What a checkpoint consists of: a model, state and the tokenizer that the record says."""
     hashes = {stored.name: stored.sha256 for stored in record.objects}
     wanted = {"model*.safetensors": any(name.startswith("model") for name in hashes)}
-    wanted |= {name: name in hashes for name in (_STATE, _TOKENIZER)}
+    wanted |= {name: name in hashes for name in (STATE, TOKENIZER)}
     found = [Problem("objects", log_key(record.seq), name, "none") for name, there in wanted.items() if not there]
     tokenizer = record.facts["tokenizer_sha256"]
-    if hashes.get(_TOKENIZER, tokenizer) != tokenizer:
-        found.append(Problem("tokenizer_sha256", log_key(record.seq), tokenizer, hashes[_TOKENIZER]))
+    if hashes.get(TOKENIZER, tokenizer) != tokenizer:
+        found.append(Problem("tokenizer_sha256", log_key(record.seq), tokenizer, hashes[TOKENIZER]))
     return found
 
 
@@ -118,20 +118,14 @@ def _check_object(objects: ObjectStore, stored: StoredObject, check: Callable[[P
     try:
         if (size := objects.size(stored.key)) != stored.size:
             return [Problem("size", stored.key, stored.size, size)]
-        with _copy(objects, stored.key) as (path, sha256):
+        with tempfile.TemporaryDirectory(prefix="gpt-job-") as folder:
+            path = Path(folder) / "object"
+            sha256 = settled_sha256(stored, partial(objects.get, stored.key, path))
             if sha256 != stored.sha256:
                 return [Problem("sha256", stored.key, stored.sha256, sha256)]
             return [Problem(found.what, stored.key, found.expected, found.got) for found in check(path)]
     except KeyError:
         return [Problem("missing", stored.key, f"{stored.size} bytes", "nothing")]
-
-
-@contextmanager
-def _copy(objects: ObjectStore, key: str) -> Iterator[tuple[Path, str]]:
-    """An object as a file, and the hash of what arrived; the file is gone after the block."""
-    with tempfile.TemporaryDirectory(prefix="gpt-job-") as folder:
-        path = Path(folder) / "object"
-        yield path, objects.get(key, path)
 
 
 def _check_tensors(path: Path) -> list[Problem]:
@@ -207,18 +201,9 @@ def _check_end(checkpoints: CheckpointStore, hinted: int) -> list[Problem]:
 def leftovers(checkpoints: CheckpointStore) -> list[str]:
     """Objects of earlier attempts that no record which can be read names: cut saves, cut deletions. No damage."""
     records = checkpoints.records
-    pruned = {seq for record in records if record.kind == "prune" for seq in record.facts["pruned"]}
     named = {facts_key(record.attempt, record.term) for record in records if record.kind == "fence"}
-    for record in records:
-        if record.kind == "checkpoint":
-            named.add(StoredObject(**record.facts["events"]).key)
-            named |= {stored.key for stored in record.objects if record.seq not in pruned}
-    highest = history.highest_term(records)
+    named |= {StoredObject(**record.facts["events"]).key for record in records if record.kind == "checkpoint"}
+    named |= {stored.key for record in history.unpruned(records) for stored in record.objects}
     keys = [key for prefix in ("data/", "events/") for key in checkpoints.objects.keys(prefix)]
-    return [key for key in keys if key not in named and _term(key) < highest]
-
-
-def _term(key: str) -> int:
-    """Term in `<folder>/<term>-<attempt>/...`; a key of another form is nobody's."""
-    digits = key.split("/")[1].partition("-")[0]
-    return int(digits) if digits.isdigit() else 1 << 62
+    highest = history.highest_term(records)
+    return [key for key in keys if key not in named and (term := term_of(key)) is not None and term < highest]

@@ -66,6 +66,10 @@ class CharTokenizer:
         """Numbers -> their characters."""
         return self._points[np.asarray(tokens, np.int64)].tobytes().decode("utf-32-le")
 
+    def token_bytes(self, token: int) -> bytes:
+        """The UTF-8 of one character."""
+        return self.decode([token]).encode("utf-8", "surrogatepass")
+
     def cut(self, text: str) -> int:
         """Characters at the start of `text` that may be encoded apart from the rest: all."""
         return len(text)
@@ -99,6 +103,10 @@ class ByteTokenizer:
         ends = np.flatnonzero(numbers == self.end_of_text)
         texts = (part[part != self.end_of_text] for part in np.split(numbers, ends))
         return END_OF_TEXT.join(text.astype(np.uint8).tobytes().decode("utf-8", "replace") for text in texts)
+
+    def token_bytes(self, token: int) -> bytes:
+        """One byte; the end of a text in words."""
+        return END_OF_TEXT.encode() if token == self.end_of_text else bytes([token])
 
     def cut(self, text: str) -> int:
         """Characters at the start of `text` that may be encoded apart from the rest: all."""

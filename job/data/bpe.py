@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import unicodedata
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -11,9 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from job.data.alphabets import END_OF_TEXT, Tokens, canonical
-
-LOOK_BACK = 4096  # characters from the end in which a place to cut is looked for
-AFTER_A_WORD = frozenset(" \n.,;:!?\u3001\u3002\uff0c")  # the last three are Chinese and Japanese
+from job.data.boundaries import forced_cuts, last_boundary
 
 
 class BpeTokenizer:
@@ -36,6 +33,9 @@ class BpeTokenizer:
         )
         self.vocab_size = self._encoding.n_vocab
         self.end_of_text = self._special_tokens.get(END_OF_TEXT)
+
+    def __reduce__(self) -> tuple[type["BpeTokenizer"], tuple[Any, ...]]:
+        return type(self), (self.kind, self._pattern, self._ranks, self._special_tokens)
 
     @property
     def pattern(self) -> str:
@@ -64,17 +64,13 @@ class BpeTokenizer:
         """Tokens -> text; bytes that are not UTF-8 become U+FFFD."""
         return self._encoding.decode(np.asarray(tokens, np.int64).tolist())
 
-    def cut(self, text: str) -> int:
-        """Characters at the start of `text` whose tokens do not depend on the rest; 0 when no place is near the end.
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes of one token."""
+        return self._encoding.decode_single_token_bytes(token)
 
-        That place is between a letter and a space, a line end or a common mark: a word ends there, and none of
-        tiktoken's patterns looks back or joins the two. Letters are those of Unicode 3.2, on which all versions of
-        Unicode agree.
-        """
-        for end in range(len(text) - 1, max(0, len(text) - LOOK_BACK), -1):
-            if text[end] in AFTER_A_WORD and unicodedata.ucd_3_2_0.category(text[end - 1])[0] == "L":
-                return end
-        return 0
+    def cut(self, text: str) -> int:
+        """Characters at the start of `text` whose tokens do not depend on the rest; 0 when there is no such place."""
+        return last_boundary(text)
 
     def to_json(self) -> bytes:
         """The tokenizer as canonical JSON: pattern, special tokens, and ranks by base64 of the token."""
@@ -93,13 +89,19 @@ class BpeTokenizer:
         return hashlib.sha256(self.to_json()).hexdigest()
 
     def _encode(self, text: str, special: set[str]) -> Tokens:
+        cuts = forced_cuts(text)
+        if not cuts:
+            return self._encode_stretch(text, special)
+        ends = zip([0, *cuts], [*cuts, len(text)], strict=True)
+        return np.concatenate([self._encode_stretch(text[start:end], special) for start, end in ends])
+
+    def _encode_stretch(self, text: str, special: set[str]) -> Tokens:
         try:
-            text.encode()
+            if hasattr(self._encoding, "encode_to_numpy"):
+                return self._encoding.encode_to_numpy(text, allowed_special=special, disallowed_special=())
+            return np.array(self._encoding.encode(text, allowed_special=special, disallowed_special=()), np.uint32)
         except UnicodeEncodeError:  # half a surrogate pair: a terminal's way to pass on what is not UTF-8
-            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        if hasattr(self._encoding, "encode_to_numpy"):
-            return self._encoding.encode_to_numpy(text, allowed_special=special, disallowed_special=())
-        return np.array(self._encoding.encode(text, allowed_special=special, disallowed_special=()), np.uint32)
+            return self._encode_stretch(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"), special)
 
 
 def merged_from(ranks: Mapping[bytes, int]) -> dict[bytes, tuple[bytes, bytes]]:

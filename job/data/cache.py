@@ -21,7 +21,8 @@ import structlog
 
 from job.config import DataConfig
 from job.errors import ConfigError
-from job.infra.object_store import flush, folder_errors
+from job.infra.directory_store import flush
+from job.infra.object_store import folder_errors
 
 
 class Advance(Protocol):

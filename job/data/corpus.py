@@ -2,7 +2,8 @@
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
@@ -14,13 +15,17 @@ from job.data.addresses import Address, parse_addresses, public
 from job.data.builtin import builtin_text
 from job.data.cache import Advance, cache_folder, digest, hash_file
 from job.data.fetch import Content, ContentCache
-from job.data.formats import Format, format_of
+from job.data.formats import MANIFEST, Format, format_of
 from job.data.local_files import find_files
+from job.data.manifest import is_manifest, read_manifest
+from job.data.meter import Meter
+from job.data.together import all_at_once
 from job.errors import ConfigError, DataError, NotFoundError
 from job.infra.object_store import ObjectStore
 
 SPLIT_WORDS = {"validation": {"val", "valid", "validation"}, "test": {"test"}}
 OpenStore = Callable[[str], ObjectStore]  # of an s3:// URI
+Source = Callable[[ContentCache], "CorpusFile"]  # brings a file
 
 log = structlog.get_logger(__name__)
 
@@ -54,7 +59,7 @@ class Corpus:
     """Files in the order of `data.corpus`.
 
     Args:
-        text_field: Where a line of a .jsonl file keeps its text.
+        text_field: Where a line of a .jsonl, or a row of a .parquet file, keeps its text.
     """
 
     files: tuple[CorpusFile, ...]
@@ -64,7 +69,7 @@ class Corpus:
     def fingerprint(self) -> str:
         """SHA-256, in hex, of what the text depends on: order, content and formats; not names or places."""
         kinds = [[file.format.kind, file.format.compression, file.split, file.sha256] for file in self.files]
-        reads_fields = any(file.format.kind == "jsonl" for file in self.files)
+        reads_fields = any(file.format.kind in {"jsonl", "parquet"} for file in self.files)
         return digest([kinds, self.text_field if reads_fields else None])
 
     @property
@@ -72,58 +77,98 @@ class Corpus:
         """Bytes of all files, as they lie on disk."""
         return sum(file.size for file in self.files)
 
+    @property
+    def text_bytes(self) -> int | None:
+        """About the bytes of its text; None where the files do not tell before they are read."""
+        plain = all(file.format.compression is None and file.format.kind != "parquet" for file in self.files)
+        return self.size if plain else None
 
-def pull(config: DataConfig, open_store: OpenStore, advance: Advance) -> Corpus:
+
+def pull(config: DataConfig, open_store: OpenStore, advance: Advance, meter: Meter | None = None) -> Corpus:
     """The corpus that `config` names, all of it on this machine: local files in place, others in the cache.
 
     Args:
         open_store: Opens `s3://bucket`.
-        advance: Called whenever bytes have moved.
+        advance: Called whenever bytes have moved, from several threads.
 
     Raises:
         ConfigError: An entry names no known place or format.
         NotFoundError, AccessError, StorageError: It is not there, is refused, or nobody answers.
         DataError: A pinned hash is not met, or a file is longer than `data.max_bytes`.
     """
-    addresses = parse_addresses(config.corpus)
+    meter = meter or Meter()
     cache = ContentCache(cache_folder(config), config.max_bytes, advance)
-    files = [file for address in addresses for file in _pull(address, cache, open_store)]
-    return Corpus(tuple(files), config.text_field)
+    addresses = [found for address in parse_addresses(config.corpus) for found in _listed(address, cache, open_store)]
+    sources = [source for address in addresses for source in _sources(address, open_store)]
+    meter.phase("pulling", len(sources), "files")
+
+    def fetch(source: Source, still_wanted: Advance) -> CorpusFile:
+        file = source(replace(cache, advance=still_wanted))
+        meter.add(1)
+        return file
+
+    return Corpus(tuple(all_at_once(fetch, sources, config.downloads, advance)), config.text_field)
 
 
-def _pull(address: Address, cache: ContentCache, open_store: OpenStore) -> Iterator[CorpusFile]:
+def _listed(address: Address, cache: ContentCache, open_store: OpenStore) -> list[Address]:
+    """The address itself, or those in the manifest that it names."""
+    if not is_manifest(address):
+        return [address]
+    return read_manifest(address, lambda: _manifest_file(address, cache, open_store))
+
+
+def _manifest_file(address: Address, cache: ContentCache, open_store: OpenStore) -> Path:
+    if address.scheme == "file":
+        content = Content(Path(address.uri).expanduser(), "")
+        if not content.path.is_file():
+            raise NotFoundError(f"data.corpus: no file at {content.path}")
+        _require_pin(address, replace(content, sha256=hash_file(content.path, cache.advance)))
+        return content.path
+    if address.scheme == "s3":
+        bucket, _, key = address.uri.removeprefix("s3://").partition("/")
+        return cache.fetch_object(open_store(f"s3://{bucket}"), key, address.sha256, MANIFEST).path
+    return cache.fetch_url(address.uri, address.sha256, MANIFEST).path
+
+
+def _sources(address: Address, open_store: OpenStore) -> Iterator[Source]:
+    """What brings each file that the address stands for; nothing but names has been read yet."""
     if address.scheme == "builtin":
-        content = builtin_text(address.uri.removeprefix("builtin:"), cache)
-        _require_pin(address, content)
-        yield _file(address.uri, content, formats.PLAIN_TEXT)
+        yield partial(_builtin, address)
     elif address.scheme == "file":
-        yield from _local(address, cache.advance)
+        paths = find_files(address.uri)
+        _require_one(address, len(paths))
+        yield from (partial(_local, address, path) for path in paths)
     elif address.scheme == "s3":
-        yield from _objects(address, cache, open_store)
+        bucket, _, key = address.uri.removeprefix("s3://").partition("/")
+        store = open_store(f"s3://{bucket}")
+        keys = _keys(store, key)
+        _require_one(address, len(keys))
+        yield from (partial(_object, address, store, found) for found in keys)
     else:
         fmt = _format(address.uri, unquote(urlsplit(address.uri).path))
-        content = cache.fetch_url(address.uri, address.sha256, fmt.suffix)
-        yield _file(public(address.uri), content, fmt)
+        yield partial(_download, address, fmt)
 
 
-def _local(address: Address, advance: Advance) -> Iterator[CorpusFile]:
-    paths = find_files(address.uri)
-    _require_one(address, len(paths))
-    for path in paths:
-        content = Content(path, hash_file(path, advance))
-        _require_pin(address, content)
-        yield _file(str(path), content, _format(str(path), path.name))
+def _builtin(address: Address, cache: ContentCache) -> CorpusFile:
+    content = builtin_text(address.uri.removeprefix("builtin:"), cache)
+    _require_pin(address, content)
+    return _file(address.uri, content, formats.PLAIN_TEXT)
 
 
-def _objects(address: Address, cache: ContentCache, open_store: OpenStore) -> Iterator[CorpusFile]:
-    bucket, _, key = address.uri.removeprefix("s3://").partition("/")
-    store = open_store(f"s3://{bucket}")
-    keys = _keys(store, key)
-    _require_one(address, len(keys))
-    for found in keys:
-        uri = f"s3://{bucket}/{found}"
-        fmt = _format(uri, found)
-        yield _file(uri, cache.fetch_object(store, found, address.sha256, fmt.suffix), fmt)
+def _local(address: Address, path: Path, cache: ContentCache) -> CorpusFile:
+    content = Content(path, hash_file(path, cache.advance))
+    _require_pin(address, content)
+    return _file(str(path), content, _format(str(path), path.name))
+
+
+def _object(address: Address, store: ObjectStore, key: str, cache: ContentCache) -> CorpusFile:
+    uri = f"{store.uri}/{key}"
+    fmt = _format(uri, key)
+    return _file(uri, cache.fetch_object(store, key, address.sha256, fmt.suffix), fmt)
+
+
+def _download(address: Address, fmt: Format, cache: ContentCache) -> CorpusFile:
+    return _file(public(address.uri), cache.fetch_url(address.uri, address.sha256, fmt.suffix), fmt)
 
 
 def _keys(store: ObjectStore, key: str) -> list[str]:

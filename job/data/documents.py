@@ -1,22 +1,26 @@
-"""Corpus files as documents, in bounded memory: a text file is one document, a line of a .jsonl is one.
+"""Corpus files as documents, in bounded memory: a text file is one, and so is a line of a .jsonl, a row of a .parquet.
 
 Characters are kept as they are (a byte order mark apart): line ends are not translated.
 """
 
 import codecs
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
+import structlog
+
 from job.config import DataConfig
-from job.data.cache import Advance
+from job.data.cache import READ_BYTES, Advance
 from job.data.compression import read_bytes
 from job.data.corpus import Corpus, CorpusFile
+from job.data.lines import BYTE_ORDER_MARK, Refuse, read_lines
+from job.data.parquet import read_rows
 from job.errors import ConfigError, DataError
 
-LONGEST_LINE = 128 << 20  # bytes; a line of a .jsonl is held whole
-BYTE_ORDER_MARK = "\ufeff"
+SHOWN = 10  # bad lines named in the log
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,23 +36,62 @@ class Document:
     pieces: Callable[[], Iterator[str]]
 
 
-def read_documents(corpus: Corpus, config: DataConfig, advance: Advance) -> Iterator[Document]:
+class BadLines:
+    """The lines and rows without text that were passed over, where `data.bad_lines` allows that.
+
+    Args:
+        count: How many.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def skip(self, error: DataError) -> None:
+        """One more; the first few are named in the log."""
+        self.count += 1
+        if self.count <= SHOWN:
+            log.warning("line passed over", reason=str(error), last_one_named=self.count == SHOWN)
+
+
+def read_documents(
+    corpus: Corpus, config: DataConfig, advance: Advance, bad: BadLines | None = None
+) -> Iterator[Document]:
     """The documents of the corpus in their order, empty ones passed over.
 
+    Args:
+        bad: Where lines are counted that `data.bad_lines = "skip"` lets pass.
+
     Raises, while they are read:
-        ConfigError: A file holds tokens, not text.
-        DataError: The corpus has no text; a file is damaged or not UTF-8; a line is not JSON or lacks its text.
+        ConfigError: A file holds tokens, not text, or needs a module that is not installed.
+        DataError: The corpus has no text; a file is damaged or not UTF-8; a line holds no text.
     """
-    found = False
+    found, bad = False, bad or BadLines()
+    refuse = bad.skip if config.bad_lines == "skip" else _stop
     for file in corpus.files:
-        if file.format.kind == "tokens":
-            raise ConfigError(f"data.corpus: {file.uri} holds tokens: it can neither be tokenized nor mixed with text")
-        read = partial(read_bytes, file, config.max_bytes, advance)
-        for document in _text(file, read) if file.format.kind == "text" else _lines(file, read, corpus.text_field):
+        for document in _documents(file, corpus.text_field, config.max_bytes, advance, refuse):
             found = True
             yield document
     if not found:
-        raise DataError("the corpus is empty: " + ", ".join(file.uri for file in corpus.files))
+        passed = f" but for {bad.count} lines without text" if bad.count else ""
+        raise DataError(f"the corpus is empty{passed}: " + ", ".join(file.uri for file in corpus.files))
+
+
+def _stop(error: DataError) -> None:
+    raise error
+
+
+def _documents(file: CorpusFile, field: str, max_bytes: int, advance: Advance, refuse: Refuse) -> Iterator[Document]:
+    read = partial(read_bytes, file, max_bytes, advance)
+    if file.format.kind == "tokens":
+        raise ConfigError(f"data.corpus: {file.uri} holds tokens: it can neither be tokenized nor mixed with text")
+    if file.format.kind == "text":
+        yield from _text(file, read)
+        return
+    if file.format.kind == "parquet":
+        rows = read_rows(file, field, max_bytes, advance, refuse)
+    else:
+        rows = read_lines(read(), file.uri, field, refuse)
+    yield from (Document(where, partial(_slices, text)) for where, text in rows if text)
 
 
 def _text(file: CorpusFile, read: Callable[[], Iterator[bytes]]) -> Iterator[Document]:
@@ -59,54 +102,10 @@ def _text(file: CorpusFile, read: Callable[[], Iterator[bytes]]) -> Iterator[Doc
         yield Document(file.uri, pieces)
 
 
-def _lines(file: CorpusFile, read: Callable[[], Iterator[bytes]], field: str) -> Iterator[Document]:
-    start = 0  # of the line, in bytes
-    for number, line in enumerate(_split(read(), file.uri), 1):
-        where = f"{file.uri}, line {number}"
-        if line.strip() and (text := _field(line, start, where, field)):
-            yield Document(where, partial(_whole, text))
-        start += len(line)
-
-
-def _whole(text: str) -> Iterator[str]:
-    yield text
-
-
-def _field(line: bytes, start: int, where: str, field: str) -> str:
-    """The text that a line holds."""
-    try:
-        decoded = line.decode()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{where}: not UTF-8 at byte {start + error.start} of the file") from error
-    try:
-        value = json.loads(decoded.removeprefix(BYTE_ORDER_MARK) if start == 0 else decoded)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: not JSON: {error}") from error
-    text = value.get(field) if isinstance(value, dict) else None
-    if not isinstance(text, str):
-        raise DataError(f"{where}: no text under {field!r} (data.text_field)")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(f"{where}: half of a surrogate pair, which is no character") from error
-    return text
-
-
-def _split(pieces: Iterator[bytes], uri: str) -> Iterator[bytes]:
-    """Lines with their ends. DataError when one is longer than LONGEST_LINE."""
-    held: list[bytes] = []
-    size, number = 0, 1
-    for piece in pieces:
-        *whole, rest = piece.split(b"\n")
-        for end in whole:
-            yield b"".join([*held, end, b"\n"])
-            held, size, number = [], 0, number + 1
-        held.append(rest)
-        size += len(rest)
-        if size > LONGEST_LINE:
-            raise DataError(f"{uri}, line {number}: longer than {LONGEST_LINE} bytes")
-    if size:
-        yield b"".join(held)
+def _slices(text: str) -> Iterator[str]:
+    """A text in pieces as long as those of a file."""
+    for start in range(0, len(text), READ_BYTES):
+        yield text[start : start + READ_BYTES]
 
 
 def _decoded(pieces: Iterator[bytes], uri: str) -> Iterator[str]:

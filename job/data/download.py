@@ -19,7 +19,8 @@ from urllib3.util import make_headers, parse_url
 from job.data.addresses import public
 from job.data.cache import Advance, read_json, write_json
 from job.errors import AccessError, DataError, NotFoundError, StorageError
-from job.infra.object_store import flush, folder_errors
+from job.infra.directory_store import flush
+from job.infra.object_store import folder_errors
 
 REDIRECTS = 5
 ATTEMPTS = 5  # in a row that bring less than PROGRESS

@@ -4,17 +4,18 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Literal
 
-Kind = Literal["text", "jsonl", "tokens"]
+Kind = Literal["text", "jsonl", "parquet", "tokens"]
 
 TEXTS: dict[str, Kind] = {".txt": "text", ".md": "text", ".jsonl": "jsonl"}
-TOKENS = ".bin"
+WHOLE: dict[str, Kind] = {".parquet": "parquet", ".bin": "tokens"}  # compressed inside, or not at all
+MANIFEST = ".manifest"  # holds addresses of files, one a line, and no text
 COMPRESSIONS: dict[str, Literal["gzip", "zstd"]] = {".gz": "gzip", ".zst": "zstd"}
-KNOWN = ".txt .md .jsonl (plain, .gz or .zst) or .bin (token files)"
+KNOWN = ".txt .md .jsonl (plain, .gz or .zst), .parquet or .bin (token files)"
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """What a file holds: a text is one document, each line of a jsonl is one; tokens are read as they are."""
+    """What a file holds: a text is one document, a line of a jsonl or row of a parquet too; tokens stay as they are."""
 
     kind: Kind
     compression: Literal["gzip", "zstd"] | None
@@ -24,8 +25,8 @@ class Format:
 def format_of(name: str) -> Format | None:
     """The format of a file with this name; None when it is not a known one."""
     *_, second, last = ["", "", *PurePath(name.lower()).suffixes]
-    if last == TOKENS:
-        return Format("tokens", None, last)
+    if last in WHOLE:
+        return Format(WHOLE[last], None, last)
     if last in TEXTS:
         return Format(TEXTS[last], None, last)
     if last in COMPRESSIONS and second in TEXTS:

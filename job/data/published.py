@@ -25,9 +25,9 @@ def published_tokens(corpus: Corpus, tokenizer: Tokenizer, advance: Advance) -> 
     paths: dict[str, list[Path]] = {split: [] for split in SPLITS}
     for file in corpus.files:
         paths[file.split or SPLITS[0]].append(file.path)
-    splits = (_split(name, paths[name], tokenizer, advance) for name in SPLITS)
+    train, validation, test = (_split(name, paths[name], tokenizer, advance) for name in SPLITS)
     fingerprint = digest(["published", corpus.fingerprint, tokenizer.sha256])
-    return TokenFiles(fingerprint, tokenizer.vocab_size, "documents", *splits)
+    return TokenFiles(fingerprint, tokenizer.vocab_size, "documents", train, validation, test)
 
 
 def _split(name: str, paths: Sequence[Path], tokenizer: Tokenizer, advance: Advance) -> SplitFiles:

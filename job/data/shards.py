@@ -6,6 +6,7 @@ tokens that follow.
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
@@ -32,14 +33,22 @@ def token_type(vocab_size: int) -> np.dtype[Any]:
 
 
 class ShardWriter:
-    """Writes one split's tokens to `{split}_{n:06d}.bin`; a shard has its header only once it is whole."""
+    """Writes one split's tokens to `{split}_{n:06d}.bin`; a shard has its header only once it is whole.
 
-    def __init__(self, folder: Path, split: str, dtype: np.dtype[Any], shard_tokens: int = SHARD_TOKENS) -> None:
+    Args:
+        written: Tokens that an earlier writer left in the folder and that stay; what it wrote after them does not.
+    """
+
+    def __init__(
+        self, folder: Path, split: str, dtype: np.dtype[Any], shard_tokens: int = SHARD_TOKENS, written: int = 0
+    ) -> None:
         self._folder, self._split, self._dtype, self._shard_tokens = folder, split, dtype, shard_tokens
         self._file: BinaryIO | None = None
-        self._held = 0  # tokens in the shard under way
-        self.paths: list[Path] = []
-        self.tokens = 0  # in all shards
+        self._held = written % shard_tokens  # tokens in the shard under way
+        self.paths = [shard_path(folder, split, number) for number in range(-(-written // shard_tokens))]
+        self.tokens = written  # in all shards
+        if self._held:
+            self._file = self._reopen(self.paths[-1])
 
     def write(self, tokens: AnyTokens) -> None:
         """Append (t,) tokens."""
@@ -54,6 +63,13 @@ class ShardWriter:
             if self._held == self._shard_tokens:
                 self.close()
 
+    def flush(self) -> None:
+        """Let what was written survive a power cut."""
+        if self._file is not None:
+            with folder_errors(f"write {self.paths[-1]}"):
+                self._file.flush()
+                os.fsync(self._file.fileno())
+
     def close(self) -> None:
         """Finish the shard under way, durably."""
         if self._file is None:
@@ -61,8 +77,7 @@ class ShardWriter:
         with folder_errors(f"write {self.paths[-1]}"):
             self._file.seek(0)
             self._file.write(_header(self._held, self._dtype))
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            self.flush()
             self._file.close()
         self._file, self._held = None, 0
 
@@ -73,14 +88,29 @@ class ShardWriter:
         if kind is None:
             self.close()
         elif self._file:
-            self._file.close()
+            with suppress(OSError):  # the disk is full, most likely: that has been said
+                self._file.close()
 
     def _open(self) -> BinaryIO:
-        path = self._folder / f"{self._split}_{len(self.paths):06d}.bin"
+        path = shard_path(self._folder, self._split, len(self.paths))
         self._file = path.open("wb")
         self._file.write(bytes(HEADER_BYTES))
         self.paths.append(path)
         return self._file
+
+    def _reopen(self, path: Path) -> BinaryIO:
+        with folder_errors(f"write {path}"):
+            file = path.open("r+b")
+            file.truncate(shard_bytes(self._held, self._dtype))
+            file.seek(0)
+            file.write(bytes(HEADER_BYTES))
+            file.seek(0, os.SEEK_END)
+        return file
+
+
+def shard_path(folder: Path, split: str, number: int) -> Path:
+    """Where a shard of a split lies."""
+    return folder / f"{split}_{number:06d}.bin"
 
 
 def shard_bytes(tokens: int, dtype: np.dtype[Any]) -> int:
@@ -93,14 +123,30 @@ def _header(tokens: int, dtype: np.dtype[Any]) -> bytes:
     return np.array([magic, version, tokens, *[0] * (HEADER_INTS - 3)], "<i4").tobytes()
 
 
+def require_written(folder: Path, split: str, tokens: int, dtype: np.dtype[Any], shard_tokens: int) -> None:
+    """Pass when the folder holds that many tokens of a split: whole shards, and the rest in one under way.
+
+    Raises:
+        DataError, StorageError: It does not.
+    """
+    whole, held = divmod(tokens, shard_tokens)
+    for number in range(whole):
+        if len(open_shard(shard_path(folder, split, number))) != shard_tokens:
+            raise DataError(f"{shard_path(folder, split, number)}: not {shard_tokens} tokens")
+    path = shard_path(folder, split, whole)
+    with folder_errors(f"read {path}"):
+        if held and path.stat().st_size < shard_bytes(held, dtype):
+            raise DataError(f"{path}: {path.stat().st_size} bytes, expected {shard_bytes(held, dtype)} or more")
+
+
 def open_shard(path: Path) -> AnyTokens:
     """(t,) tokens of a shard, mapped from disk. DataError when header, count and size do not agree."""
     with folder_errors(f"read {path}"), path.open("rb") as file:
-        header = np.frombuffer(file.read(HEADER_BYTES), "<i4")
+        header = file.read(HEADER_BYTES)
         size = path.stat().st_size
-    if len(header) < HEADER_INTS:
+    if len(header) < HEADER_BYTES:
         raise DataError(f"{path}: {size} bytes, shorter than a token file's header of {HEADER_BYTES}")
-    magic, version, count = (int(number) for number in header[:3])
+    magic, version, count = np.frombuffer(header, "<i4")[:3].tolist()
     dtype = KINDS.get((magic, version))
     if dtype is None:
         raise DataError(f"{path}: magic {magic} version {version} is no token file; known are {sorted(KINDS)}")

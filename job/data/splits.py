@@ -67,13 +67,13 @@ def split_of(document: Document, shares: Sequence[float]) -> int:
 
 
 def safe_pieces(pieces: Iterable[str], tokenizer: Tokenizer) -> Iterator[str]:
-    """The same text in pieces whose tokens together are the tokens of the whole."""
+    """The same text in pieces whose tokens together are the tokens of the whole; in one when it came in one."""
     held = ""
     for piece in pieces:
-        held += piece
         if end := tokenizer.cut(held):
             yield held[:end]
             held = held[end:]
+        held += piece
     if held:
         yield held
 

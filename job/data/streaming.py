@@ -30,6 +30,11 @@ class TextStream:
         self.stopped = False
         self.text = ""
 
+    @property
+    def length(self) -> int:
+        """Characters that are whole so far, given or held: where the next token's text begins."""
+        return len(self.text) + len(self._held)
+
     def add(self, token: int) -> str:
         """What is certain after one more token; nothing once it has stopped."""
         self._pending.append(token)

@@ -36,6 +36,8 @@ class TokenFiles:
     Args:
         fingerprint: SHA-256, in hex, of what the tokens depend on: corpus, tokenizer, shares of the splits.
         divided_by: Whether the splits are parts of one text, or whole documents.
+        skipped_lines: How many lines without text were passed over.
+        tokens_per_second: How fast they were made; None for those of others.
     """
 
     fingerprint: str
@@ -44,6 +46,8 @@ class TokenFiles:
     train: SplitFiles
     validation: SplitFiles
     test: SplitFiles
+    skipped_lines: int = 0
+    tokens_per_second: float | None = None
 
     @property
     def splits(self) -> tuple[SplitFiles, SplitFiles, SplitFiles]:
@@ -53,7 +57,8 @@ class TokenFiles:
     def save(self, folder: Path) -> None:
         """Write the facts beside the shards."""
         splits = {split.name: asdict(split) | {"paths": [path.name for path in split.paths]} for split in self.splits}
-        facts = {"fingerprint": self.fingerprint, "vocab_size": self.vocab_size, "divided_by": self.divided_by}
+        named = ("fingerprint", "vocab_size", "divided_by", "skipped_lines", "tokens_per_second")
+        facts = {name: getattr(self, name) for name in named}
         write_json(folder / META, {**facts, "splits": splits})
 
     @classmethod
@@ -65,8 +70,12 @@ class TokenFiles:
         """
         facts = read_json(folder / META)
         try:
-            splits = (_load_split(folder, facts["splits"][name], facts["vocab_size"]) for name in SPLITS)
-            return cls(facts["fingerprint"], facts["vocab_size"], facts["divided_by"], *splits)
+            train, validation, test = (
+                _load_split(folder, facts["splits"][name], facts["vocab_size"]) for name in SPLITS
+            )
+            known = facts["fingerprint"], facts["vocab_size"], facts["divided_by"]
+            since = facts.get("skipped_lines", 0), facts.get("tokens_per_second")  # not in files of before they were
+            return cls(*known, train, validation, test, *since)
         except (KeyError, TypeError, ValueError, OSError) as error:
             raise DataError(f"{folder}: {META} or a shard is missing or damaged: {error!r}") from error
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from job.config import DataConfig
 from job.data.alphabets import CODE_POINTS, FORMAT, ByteTokenizer, CharTokenizer, Tokens, code_points
 from job.data.bpe import BpeTokenizer
+from job.data.bpe_training import PREFIX, trained_tokenizer
 from job.data.cache import Advance
 from job.data.corpus import Corpus
 from job.data.documents import read_documents
@@ -26,7 +27,7 @@ class Tokenizer(Protocol):
 
     @property
     def kind(self) -> str:
-        """`char`, `byte` or the name of a tiktoken encoding."""
+        """`char`, `byte`, `bpe:N` or the name of a tiktoken encoding."""
 
     @property
     def vocab_size(self) -> int:
@@ -49,6 +50,9 @@ class Tokenizer(Protocol):
     def decode(self, tokens: Sequence[int] | NDArray[Any]) -> str:
         """(t,) -> text; bytes that are not UTF-8 become U+FFFD."""
 
+    def token_bytes(self, token: int) -> bytes:
+        """What one token stands for: UTF-8, or a part of a character's."""
+
     def cut(self, text: str) -> int:
         """How many characters at the start of `text` have the same tokens whatever follows them."""
 
@@ -57,7 +61,7 @@ class Tokenizer(Protocol):
 
 
 def build_tokenizer(config: DataConfig, corpus: Corpus, advance: Advance) -> Tokenizer:
-    """The tokenizer that `data.tokenizer` names; `char` takes its alphabet from the corpus.
+    """The tokenizer that `data.tokenizer` names; `char` takes its alphabet from the corpus, `bpe:N` is trained on it.
 
     Raises:
         ConfigError: There is none of that name.
@@ -67,6 +71,8 @@ def build_tokenizer(config: DataConfig, corpus: Corpus, advance: Advance) -> Tok
         return CharTokenizer(_alphabet(config, corpus, advance))
     if config.tokenizer == "byte":
         return ByteTokenizer()
+    if config.tokenizer.startswith(PREFIX):
+        return trained_tokenizer(config, corpus, advance)
     if config.tokenizer == "gpt2":
         return gpt2_tokenizer(config, advance)
     return _published(config.tokenizer)
@@ -127,7 +133,7 @@ def _published(name: str) -> Tokenizer:
     known = ["byte", "char", *sorted(encodings)]
     if name not in encodings:
         nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-        raise ConfigError(f"data.tokenizer={name!r} is none of {', '.join(known)}; nearest is {nearest}")
+        raise ConfigError(f"data.tokenizer={name!r} is none of bpe:N, {', '.join(known)}; nearest is {nearest}")
     try:
         encoding = tiktoken.get_encoding(name)
     except ValueError as error:

@@ -1,103 +1,77 @@
 """The work of making token files: documents into segments, segments into tokens on all cores, tokens into shards."""
 
-import os
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, closing
 from itertools import chain, islice
 from pathlib import Path
-from typing import Self, TypeVar
 
-import numpy as np
 import structlog
 
 from job.config import DataConfig
 from job.data.cache import Advance
 from job.data.corpus import Corpus
-from job.data.documents import Document, read_documents
-from job.data.shards import AnyTokens, ShardWriter, token_type
+from job.data.documents import BadLines, Document, read_documents
+from job.data.encoding import Part, encoders, in_order
+from job.data.journal import Journal
+from job.data.meter import Meter
+from job.data.shards import SHARD_TOKENS, ShardWriter, require_written, token_type
 from job.data.splits import SPLITS, Segment, many_texts, one_text
 from job.data.token_files import SplitFiles, TokenFiles
-from job.data.tokenizer import NEWLINE, Tokenizer
+from job.data.tokenizer import Tokenizer
+from job.errors import Interrupted, JobError
 
 BATCH = 1 << 20  # characters encoded at once
-MAX_THREADS = 16
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+JOURNAL_EVERY = 64  # batches
 
 log = structlog.get_logger(__name__)
 
 
-@dataclass(slots=True)
-class Part:
-    """What a batch adds to a split: tokens, arrays of (t,), and what they stand for."""
-
-    tokens: list[AnyTokens]
-    characters: int = 0
-    bytes: int = 0
-    documents: int = 0
-
-    def add(self, more: Self) -> None:
-        """Append `more`."""
-        self.tokens += more.tokens
-        self.characters += more.characters
-        self.bytes += more.bytes
-        self.documents += more.documents
-
-
 def tokenize(
-    folder: Path, fingerprint: str, corpus: Corpus, tokenizer: Tokenizer, config: DataConfig, advance: Advance
+    folder: Path,
+    fingerprint: str,
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    config: DataConfig,
+    advance: Advance,
+    meter: Meter,
 ) -> TokenFiles:
-    """Write the shards of every split into `folder`; returns the facts about them."""
+    """Write the shards of every split into `folder`, from where an earlier process left off; returns their facts."""
     started = time.monotonic()
-    documents = read_documents(corpus, config, advance)
+    bad = BadLines()
+    documents = read_documents(corpus, config, advance, bad)
     opening = list(islice(documents, 2))
     if len(opening) == 1:
         segments = one_text(opening[0], _characters(opening[0]), config.split, tokenizer)
     else:
         segments = many_texts(chain(opening, documents), config.split, tokenizer)
-    advance(0, corpus.size)  # of the files: compressed ones, or with more than text in them, end elsewhere
-    splits = _write(folder, segments, tokenizer, advance)
-    tokens = {split.name: split.tokens for split in splits}
-    log.info("tokenized", tokenizer=tokenizer.kind, seconds=round(time.monotonic() - started, 1), **tokens)
-    return TokenFiles(fingerprint, tokenizer.vocab_size, "characters" if len(opening) == 1 else "documents", *splits)
+    journal = _begin(folder, tokenizer)
+    before = sum(done.tokens for done in journal.splits.values())
+    with encoders(tokenizer, config.tokenizer_workers, corpus.size) as (encode, threads):
+        batches = islice(_batches(segments), journal.batches, None)
+        with closing(in_order(encode, batches, threads)) as encoded:
+            train, validation, test = _write(folder, encoded, tokenizer, journal, meter)
+    seconds = time.monotonic() - started
+    tokens = {split.name: split.tokens for split in (train, validation, test)}
+    log.info("tokenized", tokenizer=tokenizer.kind, seconds=round(seconds, 1), **tokens)
+    return TokenFiles(
+        fingerprint,
+        tokenizer.vocab_size,
+        "characters" if len(opening) == 1 else "documents",
+        train,
+        validation,
+        test,
+        bad.count,
+        round((sum(tokens.values()) - before) / max(seconds, 1e-3)),
+    )
 
 
 def _characters(document: Document) -> int:
     return sum(len(piece) for piece in document.pieces())
 
 
-def _write(folder: Path, segments: Iterable[Segment], tokenizer: Tokenizer, advance: Advance) -> list[SplitFiles]:
-    dtype = token_type(tokenizer.vocab_size)
-    totals = [Part([]) for _ in SPLITS]
-    with ExitStack() as stack:
-        writers = [stack.enter_context(ShardWriter(folder, split, dtype)) for split in SPLITS]
-        for parts in _in_order(lambda batch: _encode(batch, tokenizer), _batches(segments)):
-            for writer, total, part in zip(writers, totals, parts, strict=True):
-                for tokens in part.tokens:
-                    writer.write(tokens)
-                part.tokens = []
-                total.add(part)
-            advance(sum(part.bytes for part in parts))
-    return [
-        SplitFiles(name, writer.tokens, total.bytes, total.characters, total.documents, tuple(writer.paths))
-        for name, writer, total in zip(SPLITS, writers, totals, strict=True)
-    ]
-
-
-def _separator(tokenizer: Tokenizer) -> Part:
-    """What follows a document."""
-    if tokenizer.end_of_text is not None:
-        return Part([np.array([tokenizer.end_of_text])])
-    return Part([tokenizer.encode_ordinary(NEWLINE)], characters=1, bytes=1)
-
-
 def _batches(segments: Iterable[Segment]) -> Iterator[list[Segment]]:
-    """Segments in groups that are worth a thread's while."""
+    """Segments in groups that are worth a worker's while; the same groups each time."""
     held: list[Segment] = []
     size = 0
     for segment in segments:
@@ -110,28 +84,51 @@ def _batches(segments: Iterable[Segment]) -> Iterator[list[Segment]]:
         yield held
 
 
-def _encode(batch: list[Segment], tokenizer: Tokenizer) -> list[Part]:
-    """What the batch adds to each split."""
-    parts = [Part([]) for _ in SPLITS]
-    for segment in batch:
-        tokens = tokenizer.encode_ordinary(segment.text)
-        part = parts[segment.split]
-        part.add(Part([tokens], len(segment.text), len(segment.text.encode()), int(segment.first)))
-        if segment.last:
-            part.add(_separator(tokenizer))
-    return parts
+def _begin(folder: Path, tokenizer: Tokenizer) -> Journal:
+    """What the folder has of these token files already; nothing, if its shards are not what the journal says."""
+    journal = Journal.load(folder, BATCH, SHARD_TOKENS, SPLITS)
+    dtype = token_type(tokenizer.vocab_size)
+    try:
+        for split, done in journal.splits.items():
+            require_written(folder, split, done.tokens, dtype, SHARD_TOKENS)
+    except JobError as error:
+        log.warning("what an earlier process left is damaged and is made again", reason=str(error))
+        return Journal.fresh(BATCH, SHARD_TOKENS, SPLITS)
+    if journal.batches:
+        tokens = {split: done.tokens for split, done in journal.splits.items()}
+        log.info("tokenizing goes on where it was stopped", batches=journal.batches, **tokens)
+    return journal
 
 
-def _in_order(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """`work` of each item, in their order, done by threads (tiktoken lets go of the interpreter) a few ahead."""
-    threads = min(
-        MAX_THREADS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    with ThreadPoolExecutor(threads) as pool:
-        waiting: deque[Future[Result]] = deque()
-        for item in items:
-            waiting.append(pool.submit(work, item))
-            if len(waiting) > threads:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+def _write(
+    folder: Path, encoded: Iterable[list[Part]], tokenizer: Tokenizer, journal: Journal, meter: Meter
+) -> list[SplitFiles]:
+    dtype = token_type(tokenizer.vocab_size)
+    with ExitStack() as stack:
+        writers = [
+            stack.enter_context(ShardWriter(folder, split, dtype, SHARD_TOKENS, done.tokens))
+            for split, done in journal.splits.items()
+        ]
+        try:
+            for parts in encoded:
+                for writer, done, part in zip(writers, journal.splits.values(), parts, strict=True):
+                    writer.write(part.tokens)
+                    done.add(part)
+                    meter.add(part.bytes)
+                journal.batches += 1
+                if journal.batches % JOURNAL_EVERY == 0:
+                    _note(folder, journal, writers)
+        except Interrupted:  # it came between two batches: from one that is being read, not written
+            _note(folder, journal, writers)
+            raise
+    Journal.remove(folder)
+    return [
+        SplitFiles(name, done.tokens, done.bytes, done.characters, done.documents, tuple(writer.paths))
+        for writer, (name, done) in zip(writers, journal.splits.items(), strict=True)
+    ]
+
+
+def _note(folder: Path, journal: Journal, writers: Iterable[ShardWriter]) -> None:
+    for writer in writers:
+        writer.flush()
+    journal.save(folder)

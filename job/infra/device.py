@@ -15,6 +15,8 @@ import torch
 
 from job.config import RuntimeConfig
 from job.errors import ConfigError
+from job.infra.place import ALONE, Place
+from job.infra.volumes import IMAGE_MARK
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -29,6 +31,7 @@ class Numerics:
     deterministic: bool
     threads: int
     world_size: int = 1
+    parallel: str = "none"
     attention: str = "sdpa"
 
     def plain(self) -> dict[str, Any]:
@@ -42,12 +45,13 @@ class Numerics:
         return torch.autocast(self.device, dtype=_DTYPES[self.precision])
 
 
-def choose_numerics(runtime: RuntimeConfig, stored: Mapping[str, Any] | None) -> Numerics:
+def choose_numerics(runtime: RuntimeConfig, stored: Mapping[str, Any] | None, place: Place = ALONE) -> Numerics:
     """What this run computes with.
 
     Args:
         runtime: What was asked for; `auto` takes what the run used before, else the best of this machine.
         stored: Numerics of the checkpoint that is continued.
+        place: How many processes compute together, and how many of them on this machine.
 
     Raises:
         ConfigError: What was asked for, or used before, is not to be had here.
@@ -56,14 +60,26 @@ def choose_numerics(runtime: RuntimeConfig, stored: Mapping[str, Any] | None) ->
     device = _asked(runtime.device) or before.get("device") or _best_device()
     _require_device(device)
     precision = _asked(runtime.precision) or before.get("precision") or _best_precision(device)
+    several = place.world_size > 1
+    parallel = (_asked(runtime.parallel) or _parallel_before(before) or "ddp") if several else "none"
+    if (parallel, precision) == ("fsdp", "fp16"):
+        raise ConfigError("runtime.parallel='fsdp' does not scale gradients: take runtime.precision=bf16, not fp16")
+    threads = before.get("threads") if before.get("world_size", 1) == place.world_size else None
     compiled = {"on": True, "off": False, "auto": bool(before.get("compile", False))}[runtime.compile]
     return Numerics(
         device=device,
         precision=precision,
         compile=compiled,
         deterministic=runtime.deterministic,
-        threads=runtime.threads or before.get("threads") or usable_cores(),
+        threads=runtime.threads or threads or max(1, usable_cores() // place.local_world_size),
+        world_size=place.world_size,
+        parallel=parallel,
     )
+
+
+def _parallel_before(stored: Mapping[str, Any]) -> str | None:
+    found: str | None = stored.get("parallel")
+    return None if found == "none" else found
 
 
 def changes(numerics: Numerics, stored: Mapping[str, Any]) -> list[str]:
@@ -76,9 +92,13 @@ def changes(numerics: Numerics, stored: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def apply_numerics(numerics: Numerics) -> torch.device:
-    """Switch torch to `numerics`; returns the device."""
+def apply_numerics(numerics: Numerics, place: Place = ALONE) -> torch.device:
+    """Switch torch to `numerics`; returns the device. ConfigError when there are fewer GPUs than processes."""
     torch.set_num_threads(numerics.threads)
+    if numerics.device == "cuda" and place.world_size > 1:
+        if (found := torch.cuda.device_count()) <= place.local_rank:
+            raise ConfigError(f"{place.local_world_size} processes on this machine need as many GPUs; it has {found}")
+        torch.cuda.set_device(place.local_rank)
     if numerics.compile:
         torch.use_deterministic_algorithms(numerics.deterministic)  # tells the compiler too, and so loads it: a second
     else:
@@ -90,9 +110,15 @@ def apply_numerics(numerics: Numerics) -> torch.device:
 
 
 def gpu_use() -> dict[str, float]:
-    """Memory of the present CUDA device in bytes, used by this process and in all."""
+    """Memory of the present CUDA device in bytes, used by this process and in all; its utilization where it is told.
+
+    NVIDIA's management library for Python (the extra `gpu`) tells it.
+    """
     total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
-    return {"memory_used_bytes": float(torch.cuda.memory_allocated()), "memory_total_bytes": float(total)}
+    use = {"memory_used_bytes": float(torch.cuda.memory_allocated()), "memory_total_bytes": float(total)}
+    with contextlib.suppress(Exception):  # the library is absent, or the driver refuses: errors of its own kinds
+        use["utilization_ratio"] = torch.cuda.utilization() / 100
+    return use
 
 
 def gpu_name() -> str:
@@ -137,7 +163,7 @@ def _require_device(device: str) -> None:
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
             f"runtime.device='cuda', but torch finds no GPU: {_cuda_problem()} (a CPU would do with "
-            "--set runtime.device=cpu, if this size is meant for one)"
+            f"--set runtime.device=cpu, if this size is meant for one){_how_to_give_one()}"
         )
     if device == "mps" and not torch.backends.mps.is_available():
         raise ConfigError("runtime.device='mps', but torch finds no Metal GPU on this machine")
@@ -152,6 +178,15 @@ def _cuda_problem() -> str:
     except (RuntimeError, AssertionError) as error:
         return str(error).splitlines()[0]
     return "no reason given"
+
+
+def _how_to_give_one() -> str:
+    """What brings a GPU into a container."""
+    if IMAGE_MARK not in os.environ:
+        return ""
+    if torch.version.cuda is None:
+        return "; this is the image's CPU build: take the one built with TORCH=cuda"
+    return "; a container gets one by docker run --gpus all, or a limit of nvidia.com/gpu in Kubernetes"
 
 
 def _best_precision(device: str) -> str:

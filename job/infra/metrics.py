@@ -11,6 +11,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from job.errors import JobError
+
 Split = Literal["train", "validation", "test"]
 Phase = Literal[
     "starting",
@@ -30,7 +32,20 @@ Stage = Literal["snapshot", "serialize", "upload", "verify", "commit", "total"]
 OTHER = "other"
 FAILURE_REASONS = ("busy", "not_finite", "memory", "disk", "storage", "access", "stalled", OTHER)  # a save was lost
 REJECTED_REASONS = ("record", "missing", "size", "sha256", "format", "shape", OTHER)
-OPERATIONS = ("put", "create", "get", "read", "size", "keys", "delete", OTHER)  # the verbs of ObjectStore
+OPERATIONS = (  # the verbs of ObjectStore
+    "put",
+    "create",
+    "get",
+    "digest",
+    "read",
+    "size",
+    "keys",
+    "delete",
+    "unfinished",
+    "abandon",
+    OTHER,
+)
+ENDINGS = {0: "Complete", 1: "Unexpected", **{kind.exit_code: kind.__name__ for kind in JobError.__subclasses__()}}
 
 STEP_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)  # seconds
 PUSH_SECONDS = 5.0
@@ -76,10 +91,15 @@ class Metrics:
     def _declare_run(self, registry: CollectorRegistry) -> None:
         self._phase = _PhaseCollector()
         registry.register(self._phase)
+        self._ending = _EndingCollector()
+        registry.register(self._ending)
+        self.training_started = _Gauge(
+            "pretrain_training_started_timestamp_seconds", "When this attempt began to train.", registry=registry
+        )
         self.progress = _Gauge("pretrain_progress_ratio", "Share of the run that is done.", registry=registry)
         self.eta_seconds = _Gauge("pretrain_eta_seconds", "Time to the end of the run.", registry=registry)
         self.goodput = _Gauge("pretrain_goodput_ratio", "Share of time spent in steps that count.", registry=registry)
-        self.restarts = Counter("pretrain_restarts_total", "Attempts after the first.", registry=registry)
+        self.restarts = _Counter("pretrain_restarts_total", "Attempts after the first.", registry=registry)
         self.build_info = Info("pretrain_build", "What is running.", registry=registry)
 
     def _declare_checkpoints(self, registry: CollectorRegistry) -> None:
@@ -92,6 +112,11 @@ class Metrics:
         self.checkpoint_bytes = _Gauge("pretrain_checkpoint_bytes", "Size of the last save.", registry=registry)
         self.checkpoint_last_success = _Gauge(
             "pretrain_checkpoint_last_success_timestamp_seconds", "When a save was last committed.", registry=registry
+        )
+        self.checkpoint_period = _Gauge(
+            "pretrain_checkpoint_period_seconds",
+            "Time from one save to the next, at the speed of late.",
+            registry=registry,
         )
         self._failures = Counter(
             "pretrain_checkpoint_failures_total", "Saves that were lost.", ["reason"], registry=registry
@@ -117,6 +142,10 @@ class Metrics:
     def phase_seconds(self) -> dict[str, float]:
         """Seconds that were spent in each phase so far."""
         return self._phase.seconds()
+
+    def ended(self, code: int) -> None:
+        """Say with which exit code the attempt ends; one outside ENDINGS is 1, as it is for the process."""
+        self._ending.code = code if code in ENDINGS else 1
 
     def evaluated(self, split: Split, loss: float, bits_per_byte: float | None) -> None:
         """Set a split's loss in nats per token, its perplexity and bits per byte."""
@@ -167,31 +196,52 @@ class Metrics:
         """All values in Prometheus' text format: the content of `metrics.prom`."""
         return generate_latest(self.registry)
 
-    def push(self, url: str, grouping: Mapping[str, str]) -> None:
-        """Send all values to a Pushgateway; a failure is a warning.
+    def push(self, url: str, grouping: Mapping[str, str], only_ending: bool = False) -> None:
+        """Send all values to a Pushgateway, or only how the attempt ended; a failure is a warning.
 
         `grouping` is stable over restarts, as groups never expire: `job` (a Job's name, not a pod's) and what else
         tells runs apart.
         """
-        rest = {name: value for name, value in grouping.items() if name != "job"}
-        try:
-            pushadd_to_gateway(url, grouping["job"], self.registry, rest, timeout=PUSH_SECONDS)
-        except (OSError, HTTPException, ValueError) as error:
-            log.warning("metrics not pushed", url=url, reason=str(error))
+        push_registry(self._ending.alone if only_ending else self.registry, url, grouping)
+
+
+def push_registry(registry: CollectorRegistry, url: str, grouping: Mapping[str, str]) -> None:
+    """Send all values of a registry to a Pushgateway; a failure is a warning."""
+    rest = {name: value for name, value in grouping.items() if name != "job"}
+    try:
+        pushadd_to_gateway(url, grouping["job"], registry, rest, timeout=PUSH_SECONDS)
+    except (OSError, HTTPException, ValueError) as error:
+        log.warning("metrics not pushed", url=url, reason=str(error))
 
 
 class _Gauge(Gauge):
     """A gauge that has no sample until it is first set: unknown is not zero."""
 
-    _known = False
+    known = False
 
     def set(self, value: float) -> None:
         super().set(value)
-        self._known = True
+        self.known = True
 
     def collect(self) -> Iterable[Metric]:
         for family in super().collect():
-            if not self._known:
+            if not self.known:
+                family.samples.clear()
+            yield family
+
+
+class _Counter(Counter):
+    """A counter that has no sample before its first count, which may be 0."""
+
+    known = False
+
+    def inc(self, amount: float = 1, exemplar: dict[str, str] | None = None) -> None:
+        super().inc(amount, exemplar)
+        self.known = True
+
+    def collect(self) -> Iterable[Metric]:
+        for family in super().collect():
+            if not self.known:
                 family.samples.clear()
             yield family
 
@@ -219,6 +269,23 @@ class _PhaseCollector(Collector):
         current = self.current
         for phase in get_args(Phase):
             family.add_metric([phase], phase == current)
+        yield family
+
+
+class _EndingCollector(Collector):
+    """The ways to end as one family: all 0 while the attempt lives, then one of them 1."""
+
+    code: int | None = None
+
+    def __init__(self) -> None:
+        self.alone = CollectorRegistry()
+        self.alone.register(self)
+
+    def collect(self) -> Iterable[Metric]:
+        family = GaugeMetricFamily("pretrain_ended", "1 for how the attempt ended.", labels=["code", "reason"])
+        current = self.code
+        for code, reason in ENDINGS.items():
+            family.add_metric([str(code), reason], code == current)
         yield family
 
 

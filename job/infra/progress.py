@@ -3,6 +3,7 @@
 import math
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -102,6 +103,7 @@ class TerminalProgress:
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._current: Task | None = None
+        self._adding = threading.Lock()  # files are pulled by several threads
         self._drawn = -math.inf  # when something was last told
         self._bars = Bars(
             TextColumn("{task.description}", style="bold", table_column=Column(no_wrap=True, min_width=10)),
@@ -124,10 +126,11 @@ class TerminalProgress:
 
     def advance(self, count: float, more: float = 0) -> None:
         if task := self._current:
-            if more:
-                self._bars.update(task.id, total=(task.total or 0) + more)
-            pace: Pace = task.fields["pace"]
-            pace.origin = pace.origin or (pace.started, task.completed)
+            with self._adding:
+                if more:
+                    self._bars.update(task.id, total=(task.total or 0) + more)
+                pace: Pace = task.fields["pace"]
+                pace.origin = pace.origin or (pace.started, task.completed)
             self._bars.advance(task.id, count)
 
     def update(

@@ -5,14 +5,11 @@ that breaks off in its body and a conditional write that met another, is repeate
 """
 
 import hashlib
-import threading
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import structlog
 from botocore.exceptions import ClientError, IncompleteReadError, ReadTimeoutError, ResponseStreamingError
@@ -22,6 +19,7 @@ from job.config import StorageConfig
 from job.errors import ConfigError, JobError, StorageError
 from job.infra.buffers import Joined
 from job.infra.hashing import hashed
+from job.infra.in_order import in_order
 from job.infra.object_store import NO_CONDITIONS, UNSAFE, Content, check_key
 from job.infra.s3_connection import Connection
 from job.infra.s3_errors import code, s3_errors, status
@@ -34,8 +32,6 @@ _BODY_TRIES = 5
 _CONFLICT_TRIES = 5
 _BROKEN = (IncompleteReadError, ReadTimeoutError, ResponseStreamingError, HTTPError)
 
-S = TypeVar("S")
-T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
 
@@ -92,7 +88,7 @@ class S3ObjectStore:
 
         try:
             numbers = range(1, -(-body.size // size) + 1)
-            with closing(_in_order(send, numbers, self._concurrency, ahead=len(numbers))) as sent:
+            with closing(in_order(send, numbers, self._concurrency, ahead=len(numbers))) as sent:
                 parts = list(sent)
             self._s3.ask_patiently("complete_multipart_upload", **upload, MultipartUpload={"Parts": parts})
         except BaseException:
@@ -172,7 +168,7 @@ class S3ObjectStore:
 
         spans = [range(at, min(at + step, size)) for at in range(0, size, step)]
         digest = hashlib.sha256()
-        with closing(_in_order(fetch, spans, self._concurrency, ahead=self._concurrency + 1)) as contents:
+        with closing(in_order(fetch, spans, self._concurrency, ahead=self._concurrency + 1)) as contents:
             for content in contents:
                 digest.update(content)
         return digest.hexdigest()
@@ -309,32 +305,3 @@ def _no_such_range() -> Iterator[None]:
     except ClientError as error:
         if status(error) != 416:
             raise
-
-
-def _in_order(call: Callable[[S], T], parts: Sequence[S], threads: int, ahead: int) -> Generator[T, None, None]:
-    """What `call` makes of each part, in their order; at most `ahead` are under way or wait for their turn.
-
-    After a failure no part is begun any more, and those under way are waited for.
-    """
-    over, waiting = threading.Event(), deque[Future[T]]()
-
-    def unless_over(part: S) -> T:
-        if over.is_set():
-            raise CancelledError
-        try:
-            return call(part)
-        except BaseException:
-            over.set()
-            raise
-
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="s3")
-    try:
-        for part in parts:
-            if len(waiting) == ahead:
-                yield waiting.popleft().result()
-            waiting.append(pool.submit(unless_over, part))
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        over.set()
-        pool.shutdown(cancel_futures=True)

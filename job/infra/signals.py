@@ -42,7 +42,9 @@ class StopSignal:
         self._grace = grace_seconds
         self._margin = min(2.0, 0.2 * grace_seconds)
         self._first = math.inf  # when the first signal came, monotonic seconds
+        self._echo_of = math.inf  # when one came that another may be the echo of
         self._requested = Event()
+        self._heeded = False  # another's request, so that one's own does not count as the second
         self._ending = Lock()
         self._disarmed = False
         self._watchdog: Thread | None = None
@@ -95,6 +97,16 @@ class StopSignal:
         """Seconds that can still be worked before the watchdog leaves; infinite before a signal."""
         return max(0.0, self._first + self._grace - self._margin - time.monotonic())
 
+    def heed(self, reason: str, seconds: float) -> None:
+        """Take a request that reached another process, with the grace that this leaves, for one's own."""
+        if self.requested or self._watchdog is None:
+            return
+        self.reason, self._heeded = reason, True
+        self._first = time.monotonic() + seconds - (self._grace - self._margin)
+        self._requested.set()
+        self._writer.send(b"\0")  # no signal's number: the watchdog looks how long it may wait now
+        _in_thread(self.on_request, self.reason)
+
     def disarm(self) -> None:
         """Let the process end on its own: from here on neither a signal nor the grace ends it."""
         with self._ending:
@@ -119,12 +131,14 @@ class StopSignal:
         now = time.monotonic()
         if not self.requested:
             self.reason = f"{name} received"
-            self._first = now
+            self._first = self._echo_of = now
             self._requested.set()
             if self._grace == 0:
                 self._leave(f"{self.reason}, no grace to save in")
             _in_thread(self.on_request, self.reason)
-        elif now - self._first > ECHO_SECONDS:
+        elif self._heeded:
+            self._heeded, self._echo_of = False, now
+        elif now - self._echo_of > ECHO_SECONDS:
             self._leave(f"{self.reason}, then {name}")
 
     def _leave(self, reason: str) -> None:

@@ -4,9 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import unquote
 
-from job.config import StorageConfig
+from job.config import Config, StorageConfig
 from job.errors import ConfigError
-from job.infra.object_store import DirectoryObjectStore, ObjectStore
+from job.infra.directory_store import DirectoryObjectStore
+from job.infra.object_store import ObjectStore
 
 
 def open_store(
@@ -33,6 +34,13 @@ def open_store(
 
         return S3ObjectStore(connect(config, moved), bucket, prefix.strip("/"), config, single_writer_unsafe)
     raise ConfigError(f"{uri} names no store: s3://BUCKET/PREFIX, file:///FOLDER and folders are supported")
+
+
+def open_cache(config: Config) -> ObjectStore | None:
+    """The store of `data.cache_uri`; None when that is unset. It need not have conditional writes."""
+    if config.data.cache_uri is None:
+        return None
+    return open_store(config.data.cache_uri, config.storage, single_writer_unsafe=True)
 
 
 def local_folder(uri: str) -> Path | None:

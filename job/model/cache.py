@@ -50,6 +50,12 @@ class KVCache:
             self.lengths[row] = length
         del self.lengths[last]
 
+    def copy(self, source: int, target: int, count: int) -> None:
+        """Let a row hold the first `count` tokens of another, and nothing else."""
+        for tensor in (*self.keys, *self.values):
+            tensor[target, :, :count] = tensor[source, :, :count]
+        self.lengths[target] = count
+
     def select(self, rows: Sequence[int], since: int = 0) -> None:
         """Row i becomes what row `rows[i]` was; a row may be taken several times, or not at all.
 

@@ -80,18 +80,26 @@ class Decoder:
         return x
 
     @torch.inference_mode()
-    def step(self, cache: KVCache, tokens: Sequence[int]) -> Tensor:
+    def step(self, cache: KVCache, tokens: Sequence[int | None], whole: bool = False) -> Tensor:
         """Append one token to each row in use -> logits (n, V) float32 of the next one.
 
-        A row that is full keeps its length, and its last token is overwritten: its logits mean nothing.
+        A row whose token is None is left as it is, and one that is full keeps its length with its last token
+        overwritten: the logits of both mean nothing.
+
+        Args:
+            whole: Always compute with every row there is room for and look at the whole context: slower, and a row's
+                logits are the same, bit for bit, whatever the other rows hold and however many there are.
         """
-        n, H, D = len(tokens), self.config.n_head, self.config.head_width
-        if n != len(cache.lengths):
-            raise IndexError(f"{n} tokens for the {len(cache.lengths)} rows in use")
-        positions = [min(length, cache.context_length - 1) for length in cache.lengths]
-        end = max(positions) + 1
+        if len(tokens) != len(cache.lengths):
+            raise IndexError(f"{len(tokens)} tokens for the {len(cache.lengths)} rows in use")
+        unused = cache.rows - len(tokens) if whole else 0
+        given, lengths = [*tokens, *[None] * unused], [*cache.lengths, *[0] * unused]
+        n, H, D = len(given), self.config.n_head, self.config.head_width
+        positions = [min(length, cache.context_length - 1) for length in lengths]
+        counted = [position for token, position in zip(given, positions, strict=True) if token is not None]
+        end = cache.context_length if whole else max(counted) + 1
         seen = None
-        if min(positions) + 1 < end:
+        if whole or min(positions) + 1 < end:
             lasts = torch.tensor(positions, device=self.device)[:, None, None, None]
             seen = torch.arange(end, device=self.device) <= lasts  # (n, 1, 1, end)
 
@@ -102,10 +110,12 @@ class Decoder:
             heads = F.scaled_dot_product_attention(q[:, :, None].to(cache.dtype), *held, attn_mask=seen, scale=1.0)
             return heads.reshape(n, H * D).to(self.dtype)
 
-        numbers, places = torch.tensor([list(tokens), positions], device=self.device)
+        numbers, places = torch.tensor([[token or 0 for token in given], positions], device=self.device)
         x = self._run(F.embedding(numbers, self._wte) + F.embedding(places, self._wpe), attend)
-        cache.lengths = [position + 1 for position in positions]
-        return self.logits(x)
+        for row, token in enumerate(tokens):
+            if token is not None:
+                cache.lengths[row] = positions[row] + 1
+        return self.logits(x)[: len(tokens)]
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:

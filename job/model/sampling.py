@@ -65,7 +65,7 @@ def next_token_probabilities(
         least = logits.topk(top_k).values[:, -1:]
         logits = logits.masked_fill(logits < least, float("-inf"))
     below_best = logits - logits.amax(-1, keepdim=True)  # at most 0, so that no temperature can overflow
-    probabilities = (below_best / max(temperature, torch.finfo(torch.float32).tiny)).softmax(-1)
+    probabilities = (below_best / _as_float32(temperature)).softmax(-1)
     return probabilities if top_p is None or top_p == 1 else _nucleus(probabilities, top_p)
 
 
@@ -88,8 +88,14 @@ def _nucleus(probabilities: Tensor, top_p: float) -> Tensor:
     """(B, V) -> (B, V) with the least probable tokens beyond mass `top_p` at 0 and the others summing to 1 again."""
     ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
     mass_before = ordered.cumsum(-1) - ordered
-    kept = ordered.masked_fill(mass_before >= top_p, 0.0)
+    kept = ordered.masked_fill(mass_before >= _as_float32(top_p), 0.0)
     return torch.zeros_like(kept).scatter(-1, order, kept / kept.sum(-1, keepdim=True))
+
+
+def _as_float32(value: float) -> float:
+    """The nearest positive float32, so that no setting becomes 0 or infinite beside logits."""
+    limits = torch.finfo(torch.float32)
+    return min(max(value, limits.tiny), limits.max)
 
 
 def _draw(probabilities: Tensor, generator: torch.Generator | None) -> Tensor:

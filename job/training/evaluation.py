@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from job.data.cache import Advance
 from job.data.shards import TokenSplit
 from job.infra.device import Numerics
+from job.infra.ranks import ALONE, Ranks
 from job.model.gpt import GPT, evaluating
 
 _LOGIT_BYTES = 256 << 20  # of one forward pass
@@ -76,7 +77,9 @@ class Evaluator:
         numerics: Precision of the forward pass.
         device: Where the model is.
         rows_at_least: Windows per forward pass; more are taken where logits are small.
-        advance: Called after each pass; may raise to stop.
+        advance: Called after each pass with the windows that all ranks have done, as often on every rank; may raise
+            to stop.
+        ranks: Who share the windows among them.
     """
 
     def __init__(
@@ -86,8 +89,10 @@ class Evaluator:
         device: torch.device,
         rows_at_least: int = 1,
         advance: Advance = lambda *_: None,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.sets = sets
+        self._ranks = ranks
         self._numerics = numerics
         self._device = device
         self._rows_at_least = rows_at_least
@@ -97,14 +102,19 @@ class Evaluator:
         """The loss of `model` on the windows of `split`."""
         chosen = self.sets[split]
         T = chosen.window
+        rank, world_size = self._ranks.place.rank, self._ranks.place.world_size
         rows = max(self._rows_at_least, _LOGIT_BYTES // (4 * T * model.vocab_size))
+        rows = min(rows, math.ceil(len(chosen.starts) / world_size))
         total = 0.0
         with evaluating(model), torch.inference_mode():
-            for first in range(0, len(chosen.starts), rows):
-                part = slice(first, first + rows)
+            for first in range(0, len(chosen.starts), world_size * rows):
+                begin = first + rank * rows
+                part = slice(begin, begin + rows) if begin < len(chosen.starts) else slice(0, 1)
                 windows = chosen.tokens.windows(chosen.starts[part], T + 1)
-                total += self._sum(model, windows, None if chosen.scored is None else chosen.scored[part])
-                self._advance(len(windows))
+                found = self._sum(model, windows, None if chosen.scored is None else chosen.scored[part])
+                total += found if begin < len(chosen.starts) else 0.0  # with none left it only keeps the others company
+                self._advance(min(world_size * rows, len(chosen.starts) - first))
+        total = self._ranks.total(total)
         count = len(chosen.starts) * T if chosen.scored is None else int(chosen.scored.sum())
         return SplitLoss(total / count, count, chosen.bytes_per_token)
 

@@ -6,18 +6,21 @@ from pathlib import Path
 from typing import Any
 
 from job.checkpoint.chain import GENESIS
+from job.checkpoint.files import MODEL, OPTIMIZER, STATE, TOKENIZER
+from job.checkpoint.history import is_starting_point
 from job.checkpoint.record import Record, canonical
 from job.checkpoint.store import Checkpoint, CheckpointStore
 from job.config import identity, identity_digest, plain
 from job.config_file import ResolvedConfig, stored_config
+from job.data.bpe_training import PREFIX
 from job.data.tokenizer import Tokenizer, load_tokenizer
 from job.infra.environment import code_facts
 from job.infra.object_store import Content
 from job.model.shapes import SHAPE
 from job.training.loading import LoadedRun
 from job.training.resume import load_newest
-from job.training.state import STATE, TOKENIZER, TrainingState
-from job.training.tensors import MODEL, OPTIMIZER, model_tensors, to_safetensors
+from job.training.state import TrainingState
+from job.training.tensors import model_tensors, to_safetensors
 
 _FIXED = (*(f"model.{name}" for name in SHAPE), "data.tokenizer")  # what weights decide
 
@@ -61,11 +64,6 @@ def weights_file(loaded: LoadedRun) -> Content:
     return to_safetensors(model_tensors(loaded.model))
 
 
-def is_starting_point(record: Record) -> bool:
-    """Whether nothing has been trained since the weights were imported."""
-    return "imported" in record.facts and "numerics" not in record.facts
-
-
 def take_over(resolved: ResolvedConfig, record: Record | None) -> ResolvedConfig:
     """The config with shape and tokenizer of the imported weights, where nobody asked for others by hand."""
     if record is None or "imported" not in record.facts:
@@ -85,8 +83,13 @@ def known_of(record: Record, asked: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def stored_tokenizer(checkpoints: CheckpointStore, record: Record | None) -> Tokenizer | None:
-    """The tokenizer that came with imported weights; None where the settings say which one is meant."""
-    if record is None or "imported" not in record.facts:
+    """The tokenizer that came with imported weights, or was trained for the run; None where the settings mean one.
+
+    Another version of what trained it might train another one.
+    """
+    if record is None:
+        return None
+    if "imported" not in record.facts and not record.facts["config"]["data"]["tokenizer"].startswith(PREFIX):
         return None
 
     def load(folder: Path, _: Record) -> Tokenizer:

@@ -8,25 +8,31 @@ from pathlib import Path
 import structlog
 
 from job.checkpoint import history
+from job.checkpoint.files import MODEL
 from job.checkpoint.record import Record
 from job.checkpoint.store import CheckpointStore
 from job.errors import JobError
 from job.infra.object_store import ObjectStore
+from job.model.gpt import GPT
 from job.training.evaluation import SplitLoss
 from job.training.export import export
+from job.training.handout import hand_out_model
 from job.training.resume import load_newest
-from job.training.tensors import MODEL, load_model
+from job.training.tensors import StoredTensors, require_model
 from job.training.trainer import Trainer
 
 log = structlog.get_logger(__name__)
 
 
-def finish(trainer: Trainer, checkpoints: CheckpointStore) -> Record:
-    """Test and export the best checkpoint, draw the report, and write the record of completion."""
+def finish(trainer: Trainer, checkpoints: CheckpointStore) -> Record | None:
+    """Test and export the best checkpoint, draw the report, and write the record of completion: that of rank 0."""
     trainer.narrator.phase("finishing")
     best = take_best(trainer, checkpoints)
     tested = measure_test(trainer, best)
-    publish_export(trainer, best, checkpoints.objects)
+    model = trainer.learner.parallel.whole(trainer.learner.model)
+    if not checkpoints.ranks.leads:
+        return None
+    publish_export(trainer, best, model, checkpoints.objects)
     trainer.narrator.ended(0, "complete")
     trainer.narrator.publish(checkpoints)
     trainer.narrator.publish_report(checkpoints.objects)
@@ -57,13 +63,19 @@ def take_best(trainer: Trainer, checkpoints: CheckpointStore) -> Record:
     best, last = history.best(checkpoints.records), checkpoints.last
     if last is None:
         raise RuntimeError("a run is finished only after its last step was saved")
-    if best is None or best.seq == last.seq:
+    if not checkpoints.ranks.led(lambda: best is not None and best.seq != last.seq):
         return last
 
     def load(folder: Path, _: Record) -> None:
-        load_model(folder, trainer.learner.model)
+        stored = StoredTensors(folder, MODEL)
+        require_model(stored, trainer.learner.model)
+        hand_out_model(trainer.learner, stored)
 
-    return load_newest(checkpoints, [best, last], load, {MODEL}).record
+    if checkpoints.ranks.leads:
+        candidates = [record for record in (best, last) if record]
+        return load_newest(checkpoints, candidates, load, {MODEL}).record
+    hand_out_model(trainer.learner, None)
+    return last
 
 
 def measure_test(trainer: Trainer, record: Record) -> SplitLoss | None:
@@ -75,9 +87,9 @@ def measure_test(trainer: Trainer, record: Record) -> SplitLoss | None:
     return measured
 
 
-def publish_export(trainer: Trainer, record: Record, objects: ObjectStore) -> None:
+def publish_export(trainer: Trainer, record: Record, model: GPT, objects: ObjectStore) -> None:
     """Write `export/<step>/` of that checkpoint; one that cannot be written can be made again by command."""
-    folder, model = f"export/{record.step}", trainer.learner.model
+    folder = f"export/{record.step}"
     try:
         export(objects, folder, model, trainer.text.tokenizer, trainer.config, record.facts)
     except (JobError, OSError, ValueError, RuntimeError, MemoryError) as error:

@@ -22,9 +22,9 @@ def training_flops_per_token(model: GPT) -> float:
 
 
 def mfu(model: GPT, numerics: Numerics, tokens_per_second: float) -> float | None:
-    """Share of the device's peak that a speed amounts to; None where the peak is not known."""
+    """Share of the peak of all devices that a speed amounts to; None where the peak is not known."""
     if numerics.device != "cuda" or numerics.precision == "fp32":
         return None
     name = torch.cuda.get_device_name()
     peak = next((peak for part, peak in _PEAKS.items() if part in name), None)
-    return None if peak is None else training_flops_per_token(model) * tokens_per_second / peak
+    return None if peak is None else training_flops_per_token(model) * tokens_per_second / (peak * numerics.world_size)

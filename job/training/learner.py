@@ -11,8 +11,10 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from job.config import Config
 from job.data.loader import Batch
 from job.infra.device import Numerics, apply_numerics
+from job.infra.ranks import ALONE, Ranks
 from job.model.gpt import GPT, unfilled
 from job.training.optimizer import build_optimizer
+from job.training.parallel import Parallel, spread_over
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,27 +26,29 @@ class Learner:
     scaler: torch.amp.GradScaler
     numerics: Numerics
     device: torch.device
+    parallel: Parallel
 
     def backward(self, batch: Batch, rows_per_pass: int, advance: Callable[[], None] = lambda: None) -> Tensor:
         """Gradients of the mean loss of the whole batch, however it is cut; returns that loss, nats per token.
 
         Args:
-            batch: All sequences of the step.
+            batch: All sequences of the step that are this rank's.
             rows_per_pass: Sequences of one forward pass.
             advance: Called after each pass.
         """
         total = torch.zeros((), device=self.device)
-        for first in range(0, len(batch.inputs), rows_per_pass):
-            inputs = batch.inputs[first : first + rows_per_pass].to(self.device, non_blocking=True)
-            targets = batch.targets[first : first + rows_per_pass].to(self.device, non_blocking=True)
-            with self.numerics.autocast():
-                logits = self.model(inputs)
-                loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
-            share = loss * (len(inputs) / len(batch.inputs))
-            torch.autograd.backward(self.scaler.scale(share))
+        for rows, weight, last in self.parallel.passes(len(batch.inputs), rows_per_pass):
+            inputs = batch.inputs[rows].to(self.device, non_blocking=True)
+            targets = batch.targets[rows].to(self.device, non_blocking=True)
+            with self.parallel.syncing(last):
+                with self.numerics.autocast():
+                    logits = self.parallel.forward(inputs)
+                    loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+                share = loss * weight
+                torch.autograd.backward(self.scaler.scale(share))
             total += share.detach()
             advance()
-        return total
+        return self.parallel.total(total)
 
     def update(self, loss: Tensor, learning_rate: float, clip_norm: float | None) -> Tensor:
         """Clip and step, unless loss or gradients are not finite; returns the gradients' norm before clipping."""
@@ -58,6 +62,7 @@ class Learner:
         norm = get_total_norm(gradients)
         if clip_norm is not None:
             clip_grads_with_norm_(parameters, clip_norm, norm)
+        norm = self.parallel.number(norm)
         if not self.scaler.is_enabled():
             # The fused update looks at this on the device, so that no step waits for an answer.
             self.optimizer.found_inf = (~torch.isfinite(norm + loss)).float()  # type: ignore[attr-defined]
@@ -67,14 +72,17 @@ class Learner:
         return norm
 
 
-def build_learner(config: Config, numerics: Numerics, vocab_size: int, restoring: bool) -> Learner:
+def build_learner(
+    config: Config, numerics: Numerics, vocab_size: int, restoring: bool, ranks: Ranks = ALONE
+) -> Learner:
     """A learner with fresh parameters from the seed, or, to be restored, with room for stored ones."""
-    device = apply_numerics(numerics)
+    device = apply_numerics(numerics, ranks.place)
     model = empty_model(config, vocab_size, device) if restoring else fresh_model(config, vocab_size).to(device)
-    optimizer = build_optimizer(model, config.optimizer)
     if numerics.compile:
         model.compile()
-    return Learner(model, optimizer, _fresh_scaler(numerics, device), numerics, device)
+    parallel = spread_over(model, config, numerics, ranks, device)
+    optimizer = build_optimizer(model, config.optimizer)
+    return Learner(model, optimizer, _fresh_scaler(numerics, device), numerics, device, parallel)
 
 
 def _fresh_scaler(numerics: Numerics, device: torch.device) -> torch.amp.GradScaler:
@@ -86,7 +94,7 @@ def begin_again(learner: Learner, config: Config) -> None:
     fresh = dict(fresh_model(config, learner.model.vocab_size).named_parameters())
     with torch.no_grad():
         for name, parameter in learner.model.named_parameters():
-            parameter.copy_(fresh[name])
+            learner.parallel.place(parameter, fresh[name])
     learner.optimizer.state.clear()
     learner.scaler.load_state_dict(_fresh_scaler(learner.numerics, learner.device).state_dict())
 

@@ -7,6 +7,7 @@ import structlog
 import torch
 
 from job.checkpoint.choice import choose, open_run
+from job.checkpoint.files import MODEL, TOKENIZER
 from job.checkpoint.record import Record
 from job.config import Config
 from job.config_file import stored_config
@@ -16,8 +17,7 @@ from job.infra.storage import open_store
 from job.model.gpt import GPT
 from job.training.learner import empty_model
 from job.training.resume import load_newest
-from job.training.state import TOKENIZER
-from job.training.tensors import MODEL, load_model
+from job.training.tensors import load_model
 
 log = structlog.get_logger(__name__)
 

@@ -1,6 +1,6 @@
 """Says what happens, once, in every place where somebody looks: events, metrics, log lines and the bar.
 
-Rank 0 alone has one. Nothing here decides anything.
+Nothing here decides anything. What ranks other than the first say is heard by nobody.
 """
 
 import errno
@@ -42,6 +42,7 @@ class Channels:
     pulse: Pulse
     progress: Progress
     status: RunStatus
+    heard: bool = True  # whether anybody looks: at those of rank 0 alone
 
 
 class Narrator:
@@ -74,6 +75,7 @@ class Narrator:
         self._facts: dict[str, str] = {}  # beside the bar
         self.metrics, self.pulse = channels.metrics, channels.pulse
         self.progress, self.status = channels.progress, channels.status
+        self._heard = channels.heard
         self._timetable = timetable
         self._tokens_per_step = tokens_per_step
         self._kept_here = kept_here
@@ -276,12 +278,14 @@ class Narrator:
         self.status.step, self.status.tokens = step, self._tokens(step)
         self.metrics.tokens.inc(self._tokens(step))
         self.metrics.restarts.inc(facts["attempt"] - 1)
+        self.metrics.training_started.set(time.time())
         self.events.note("run started", step, **facts, **environment)
         log.info("run started" if step == 0 else "run continued", step=step, **facts)
 
     def ended(self, code: int, reason: str) -> None:
         """The attempt ends, with this exit code."""
         self.phase("done")
+        self.metrics.ended(code)
         if code != FencedError.exit_code:
             self.events.close()  # the next line writes the file anew: one who lost the run may have replaced it
         phases = {name: round(seconds, 3) for name, seconds in self.metrics.phase_seconds().items()}
@@ -311,7 +315,6 @@ class Narrator:
 
     def pruning_failed(self, error: JobError) -> None:
         """Old checkpoints could not be removed; they are kept."""
-        self.metrics.count_storage_error("delete")
         log.warning("old checkpoints not pruned", error=str(error))
 
     def publish(self, checkpoints: CheckpointStore) -> None:
@@ -320,6 +323,8 @@ class Narrator:
 
     def views(self, checkpoints: CheckpointStore) -> dict[str, bytes]:
         """The views by key, as they are now."""
+        if not self._heard:
+            return {}
         views = {facts_key(checkpoints.attempt, checkpoints.term or 0): self.events.facts()}
         views[METRICS_VIEW] = self.metrics.text()
         if self._board and not self._kept_here:
@@ -337,7 +342,6 @@ class Narrator:
             try:
                 objects.put(key, [content])
             except (JobError, OSError) as error:
-                self.metrics.count_storage_error("put")
                 log.warning("view not written", key=key, error=str(error))
 
     def publish_report(self, objects: ObjectStore, seconds: float = math.inf) -> None:
@@ -348,14 +352,12 @@ class Narrator:
                 self.store_views(objects, drawn)
                 self.status.report = f"{objects.uri.rstrip('/')}/{REPORT_VIEW}"
 
-    def close(self, pushgateway_url: str | None) -> None:
-        """The process is about to end: the last values go where they outlive it."""
+    def close(self) -> None:
+        """The process is about to end."""
         if self.reporter:
             self.reporter.close()
         if self._board:
             self._board.close()
-        if pushgateway_url:
-            self.metrics.push(pushgateway_url, {"job": "gpt-pretrain", "run": self.status.run_uri.rpartition("/")[2]})
         self.events.close()
 
     def _record(self, event: str, step: int, **fields: Any) -> None:

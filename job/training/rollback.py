@@ -3,7 +3,8 @@
 Where a run goes back to is a function of the step alone, not of which checkpoints happen to stand: it is the last step
 before the bad ones at which `checkpoint.every` asks for one. If that checkpoint was skipped, lost or pruned, an earlier
 one is taken, or the seed, and the steps in between are made once more, to the bit. So a run that was stopped and one
-that was not go back to the same place.
+that was not go back to the same place. A run that began with imported weights has no seed to go back to; retention
+keeps the checkpoint that they are.
 """
 
 from dataclasses import dataclass, replace
@@ -13,9 +14,10 @@ from job.checkpoint.record import Record
 from job.checkpoint.store import CheckpointStore
 from job.config import Config
 from job.data.order import DataOffset
+from job.errors import NotFoundError
 from job.training.learner import Learner, begin_again
-from job.training.resume import load_newest
-from job.training.state import TrainingState, restore
+from job.training.restoring import restore_newest
+from job.training.state import TrainingState
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +53,20 @@ def roll_back(
     """Put `learner` back to `offset.step` or before it; what was counted so far stays counted.
 
     Raises:
-        NotFoundError: There are checkpoints to go back to, and none is valid.
+        NotFoundError: There are checkpoints to go back to, and none is valid; or the one with imported weights is gone.
     """
     line = history.lineage(checkpoints.records, checkpoints.last) if checkpoints.last else []
     standing = {record.seq for record in history.checkpoints(checkpoints.records)}
     candidates = [record for record in reversed(line) if record.seq in standing and record.step <= offset.step]
     record, before = None, TrainingState()
-    if candidates:
-        loaded = load_newest(checkpoints, candidates, lambda folder, record: restore(folder, record, learner))
+    if learner.parallel.ranks.led(lambda: bool(candidates)):
+        loaded = restore_newest(checkpoints, candidates, learner)
         record, before = loaded.record, loaded.value
+    elif checkpoints.last and (origin := checkpoints.last.facts.get("imported")):
+        raise NotFoundError(
+            f"{config.run_uri}: not finite, and no checkpoint of step {offset.step} or before is left to go back to; "
+            f"the run began with {origin['uri']}, which no seed gives again: import it into another run"
+        )
     else:
         begin_again(learner, config)
     after = replace(

@@ -54,7 +54,7 @@ class Saver:
     def __init__(
         self, checkpoints: CheckpointStore, config: CheckpointConfig, narrator: Narrator, may_delete: bool = True
     ) -> None:
-        self._checkpoints = checkpoints
+        self._checkpoints, self._ranks = checkpoints, checkpoints.ranks
         self._config = config
         self._narrator = narrator
         self._retention = Retention(checkpoints, config) if may_delete else None
@@ -76,12 +76,16 @@ class Saver:
     def due(self, step: int) -> bool:
         """Whether the config wants a checkpoint now."""
         seconds = self._config.every_seconds
-        late = seconds is not None and time.monotonic() - self._last_begun >= seconds
+        late = seconds is not None and self._ranks.led(lambda: time.monotonic() - self._last_begun >= seconds)
         return step % self._config.every == 0 or late
+
+    def period(self, step_seconds: float) -> float:
+        """Seconds from one checkpoint to the next when a step takes so many."""
+        return min(self._config.every * step_seconds, self._config.every_seconds or float("inf"))
 
     def fits(self, seconds: float) -> bool:
         """Whether a save, if it is no slower than those before, ends within `seconds`."""
-        return seconds > 0 and _HASTE * min(self._seconds, default=0.0) < seconds
+        return self._ranks.led(lambda: seconds > 0 and _HASTE * min(self._seconds, default=0.0) < seconds)
 
     def begin(self, step: int, take: Callable[[], Snapshot]) -> None:
         """Save what `take` copies, unless this step is saved already or another save is still under way.
@@ -91,12 +95,17 @@ class Saver:
         """
         if self._flight is not None and self._flight.snapshot.step != step:
             self._narrator.save_skipped(step, self._flight.snapshot.step)
-        if self._flight is not None or self.last_step == step:
+        if not self._ranks.led(lambda: self._flight is None and self.last_step != step):
             return
+        while self._flight is not None:  # the first rank knows already what has become of it
+            wait_for([self._flight.outcome])
+            self.poll()
         started = self._last_begun = time.monotonic()
         try:
             snapshot = take()
         except MemoryError as error:
+            if self._ranks.place.world_size > 1:
+                raise  # the others have taken theirs, or wait for a share of a tensor
             self._lost(step, error)
             return
         stalled = time.monotonic() - started
@@ -106,7 +115,11 @@ class Saver:
     def _store(self, snapshot: Snapshot) -> tuple[Saved, float, float]:
         """In the thread: what became of the snapshot, the seconds to make a checkpoint of it, and when it was saved."""
         started = time.monotonic()
-        checkpoint = snapshot.checkpoint()
+        try:
+            checkpoint = snapshot.checkpoint()
+        except _LOST as error:
+            self._checkpoints.forgo(snapshot.step, error)
+            raise
         serializing = time.monotonic() - started
         return self._checkpoints.save(checkpoint), serializing, time.monotonic()
 

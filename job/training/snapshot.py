@@ -3,7 +3,7 @@
 The copy is all that training waits for; what is made of it, is made elsewhere and later.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,12 +11,15 @@ import torch
 from torch import Tensor
 
 from job.checkpoint.events import Segment
+from job.checkpoint.files import MODEL, OPTIMIZER, STATE, TOKENIZER
 from job.checkpoint.record import canonical
 from job.checkpoint.store import Checkpoint
 from job.errors import DivergedError
+from job.infra.object_store import Content
+from job.infra.place import ALONE, Place
 from job.training.learner import Learner
-from job.training.state import STATE, TOKENIZER, TrainingState
-from job.training.tensors import MODEL, OPTIMIZER, model_tensors, not_finite, optimizer_tensors, to_safetensors
+from job.training.state import TrainingState
+from job.training.tensors import model_tensors, not_finite, optimizer_tensors, part_name, to_safetensors
 
 
 class HostMemory:
@@ -30,10 +33,10 @@ class HostMemory:
         self._pinned = pinned
         self._kept: dict[str, Tensor] = {}
 
-    def copy(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def copy(self, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
         """A copy that the next call with the same names overwrites."""
         pinned = self._pinned
-        copies = {name: self._room(name, tensor).copy_(tensor, non_blocking=pinned) for name, tensor in tensors.items()}
+        copies = {name: self._room(name, tensor).copy_(tensor, non_blocking=pinned) for name, tensor in tensors}
         if pinned:
             torch.cuda.synchronize()
         return copies
@@ -47,9 +50,13 @@ class HostMemory:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Snapshot:
-    """Everything that a resume from `step` needs, copied; nothing of it changes while it is stored."""
+    """Everything that a resume from `step` needs, copied; nothing of it changes while it is stored.
+
+    Of several ranks each has the tensors that it stores, and the first alone the rest.
+    """
 
     step: int
+    place: Place = ALONE
     model: Mapping[str, Tensor]
     optimizer: Mapping[str, Tensor]
     state: bytes
@@ -65,15 +72,17 @@ class Snapshot:
         """
         if bad := not_finite(self.model) + not_finite(self.optimizer):
             raise DivergedError(f"step {self.step}: {', '.join(bad[:5])} not finite; this state is not saved")
+        rank, world_size = self.place.rank, self.place.world_size
+        files: dict[str, Content] = {
+            part_name(MODEL, rank, world_size): to_safetensors(self.model),
+            part_name(OPTIMIZER, rank, world_size): to_safetensors(self.optimizer),
+        }
+        if rank == 0:
+            files |= {STATE: [self.state], TOKENIZER: [self.tokenizer]}
         return Checkpoint(
             step=self.step,
-            files={
-                MODEL: to_safetensors(self.model),
-                OPTIMIZER: to_safetensors(self.optimizer),
-                STATE: [self.state],
-                TOKENIZER: [self.tokenizer],
-            },
-            events=self.events.content,
+            files=files,
+            events=self.events.content if rank == 0 else None,
             facts=self.facts,
         )
 
@@ -95,13 +104,15 @@ def take_snapshot(
     scaler = learner.scaler.state_dict() if learner.scaler.is_enabled() else None
     model, optimizer = model_tensors(learner.model), optimizer_tensors(learner.model, learner.optimizer)
     try:
-        copies = memory.copy({**model, **optimizer})  # an optimizer's names are a parameter's and more
+        tensors = {**model, **optimizer}  # an optimizer's names are a parameter's and more
+        copies = memory.copy(learner.parallel.owned(tensors))
     except RuntimeError as error:  # what torch raises when malloc fails, or pinning
         raise MemoryError(f"no room for a copy of the state: {error}") from error
     return Snapshot(
         step=state.step,
-        model={name: copies[name] for name in model},
-        optimizer={name: copies[name] for name in optimizer},
+        place=learner.parallel.ranks.place,
+        model={name: copies[name] for name in model if name in copies},
+        optimizer={name: copies[name] for name in optimizer if name in copies},
         state=canonical({**asdict(state), "scaler": scaler}),
         tokenizer=tokenizer,
         events=events,

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from job.checkpoint.chain import GENESIS
+from job.checkpoint.files import MODEL, OPTIMIZER, STATE
 from job.checkpoint.record import Record, canonical
 from job.checkpoint.verify import Rejected
 from job.data.order import DataOffset, passed_over
+from job.training.handout import Found, hand_out
 from job.training.learner import Learner
-from job.training.tensors import load_model, load_optimizer
-
-STATE, TOKENIZER = "state.json", "tokenizer.json"
+from job.training.tensors import StoredTensors, require_model, require_optimizer
 
 
 @dataclass(kw_only=True, slots=True)
@@ -47,13 +47,29 @@ class TrainingState:
 
 
 def restore(folder: Path, record: Record, learner: Learner) -> TrainingState:
-    """Continue from the verified files of `record` in `folder`. Raises Rejected when they do not fit."""
-    load_model(folder, learner.model)
-    load_optimizer(folder, learner.model, learner.optimizer)
-    state, scaling = _read_state((folder / STATE).read_bytes())
+    """Continue from the verified files of `record` in `folder`, all ranks; the others call `follow`.
+
+    Raises:
+        Rejected: They do not fit; nothing has been changed.
+    """
+    model, optimizer = StoredTensors(folder, MODEL), StoredTensors(folder, OPTIMIZER)
+    require_model(model, learner.model)
+    require_optimizer(optimizer, learner.model)
+    content = (folder / STATE).read_bytes()
+    state, _ = _read_state(content)
     said = {name: record.facts.get(name) for name in ("step", "chain", "data_offset")}
     if (found := {name: getattr(state, name) for name in said}) != said:
         raise Rejected("format", f"{STATE} says {found}, the record {said}")
+    return _continue(learner, Found(model, optimizer, content.decode()))
+
+
+def follow(learner: Learner) -> TrainingState:
+    """What `restore` gives on rank 0, where that is called."""
+    return _continue(learner, None)
+
+
+def _continue(learner: Learner, found: Found | None) -> TrainingState:
+    state, scaling = _read_state(hand_out(learner, found).encode())
     if scaling and learner.scaler.is_enabled():
         learner.scaler.load_state_dict(scaling)
     return state

@@ -11,13 +11,15 @@ from job.config import Config
 from job.data.cache import Advance
 from job.data.corpus import Corpus, pull
 from job.data.loader import Batch, BatchLoader, StepDataset
+from job.data.meter import Meter, Shown
 from job.data.order import DataOffset, Order
 from job.data.prepare import prepare
 from job.data.token_files import SplitFiles, TokenFiles, require_windows
 from job.data.tokenizer import Tokenizer, build_tokenizer
 from job.errors import ConfigError, DataError
 from job.infra.metrics import Phase
-from job.infra.storage import open_store
+from job.infra.place import ALONE, Place
+from job.infra.storage import open_cache, open_store
 from job.training.evaluation import EvaluationSet, strided_windows
 
 log = structlog.get_logger(__name__)
@@ -45,10 +47,11 @@ class Text:
         }
 
     def batches(
-        self, config: Config, step: int, offsets: Sequence[DataOffset], pin_memory: bool
+        self, config: Config, step: int, offsets: Sequence[DataOffset], pin_memory: bool, place: Place = ALONE
     ) -> Generator[Batch, None, None]:
         """Training batches from `step` on, for good; closing the iterator ends its workers."""
-        dataset = StepDataset(self.files.train.open(), self.order, config.training.batch_size, offsets)
+        batch_size, rank, world_size = config.training.batch_size, place.rank, place.world_size
+        dataset = StepDataset(self.files.train.open(), self.order, batch_size, offsets, rank, world_size)
         return BatchLoader(dataset, config.data.workers, pin_memory=pin_memory).from_step(step)
 
     def evaluation_sets(self, config: Config, batches: int | None) -> dict[str, EvaluationSet]:
@@ -101,8 +104,12 @@ def read_text(
     phase: Callable[[Phase], None],
     advance: Advance,
     tokenizer: Tokenizer | None = None,
+    shown: Shown | None = None,
 ) -> Text:
     """Pull and tokenize the corpus, or find that done; says what it holds. Unset, the settings say which tokenizer.
+
+    Args:
+        shown: Where a person sees how much is tokenized; what is pulled, `advance` is told.
 
     Raises:
         NotFoundError, DataError, AccessError, StorageError: The corpus cannot be had, or is not what it should be.
@@ -111,7 +118,7 @@ def read_text(
     corpus = pull(config.data, lambda uri: open_store(uri, config.storage), advance)
     phase("tokenizing")
     tokenizer = tokenizer or build_tokenizer(config.data, corpus, advance)
-    files = prepare(corpus, tokenizer, config.data, advance)
+    files = prepare(corpus, tokenizer, config.data, advance, Meter(shown), open_cache(config))
     require_windows(files, config.data.split, config.model.context_length)
     order = Order(config.data.order, files.train.tokens, config.model.context_length, config.window_stride, config.seed)
     log.info(

@@ -7,10 +7,9 @@ from math import isfinite
 
 from job.checkpoint.store import CheckpointStore
 from job.config import Config
-from job.data.cache import Advance
 from job.errors import DivergedError, Interrupted, StorageError
 from job.infra.metrics import Split
-from job.infra.signals import StopSignal
+from job.infra.shared_stop import SharedStop
 from job.training.evaluation import Evaluator, SplitLoss
 from job.training.flops import mfu
 from job.training.learner import Learner
@@ -42,8 +41,7 @@ class Trainer:
         checkpoints: What the run can go back to.
         state: Where the run stands.
         facts: What every record says about the run.
-        stop: Asked at every step boundary.
-        advance: Called as evaluation moves; may raise to stop.
+        stop: Asked at every step boundary, and as evaluation moves.
     """
 
     def __init__(
@@ -58,15 +56,16 @@ class Trainer:
         checkpoints: CheckpointStore,
         state: TrainingState,
         facts: Mapping[str, object],
-        stop: StopSignal,
-        advance: Advance,
+        stop: SharedStop,
     ) -> None:
         training = config.training
         self.config, self.learner, self.text, self.timetable = config, learner, text, timetable
         self.narrator, self.saver, self.checkpoints, self.stop = narrator, saver, checkpoints, stop
+        self.ranks = learner.parallel.ranks
         self.facts = {**facts, "numerics": learner.numerics.plain()}
         sets = text.evaluation_sets(config, training.eval_batches)
-        self.evaluator = Evaluator(sets, learner.numerics, learner.device, training.rows_per_pass, advance)
+        rows = training.rows_per_pass
+        self.evaluator = Evaluator(sets, learner.numerics, learner.device, rows, self.move_on, self.ranks)
         self.sampler = Sampler(training, text.tokenizer, text.prompt(config), config.seed, learner.device)
         self.memory = HostMemory(pinned=learner.device.type == "cuda")
         self.tokenizer_json = text.tokenizer.to_json()
@@ -79,7 +78,7 @@ class Trainer:
         """Make `state`, which the learner is in, the one that the next step follows."""
         self.state = state
         pin_memory = self.learner.device.type == "cuda"
-        self.batches = self.text.batches(self.config, state.step, state.data_offsets, pin_memory)
+        self.batches = self.text.batches(self.config, state.step, state.data_offsets, pin_memory, self.ranks.place)
         self.ledger = StepLedger(self.learner.device, self.config.observe.log_every, state.chain, state.step)
 
     def run(self) -> None:
@@ -98,6 +97,7 @@ class Trainer:
             if self.stop.requested:
                 self.leave()
             self.train_step()
+            self.stop.agree()
             self.saver.poll()
             self.settle(now=self.something_is_due())
             self.look()
@@ -108,8 +108,17 @@ class Trainer:
             self.saver.wait()
             self.save()
         self.saver.wait()
+        self.stop.agree()
         if self.stop.requested:
             self.leave()
+
+    def move_on(self, done: int = 0, more: int = 0, /) -> None:
+        """Show how far an evaluation is; raise Interrupted, in the middle of it, when all ranks are to stop."""
+        self.narrator.pulse.beat()
+        self.narrator.progress.advance(done, more)
+        self.stop.agree()
+        if self.stop.requested:
+            raise Interrupted(f"{self.stop.reason}; {self.narrator.status.standing()}; start again to continue")
 
     def finished(self) -> bool:
         """Whether the run has had its steps or its time."""
@@ -119,13 +128,15 @@ class Trainer:
         """One update of the model from the next batch."""
         started = time.monotonic()
         batch = next(self.batches)
-        seed_torch(self.learner.device, seed_for(self.config.seed, "step", self.state.step, 0))
+        seed_torch(self.learner.device, seed_for(self.config.seed, "step", self.state.step, self.ranks.place.rank))
         loss = self.learner.backward(batch, self.config.training.rows_per_pass, self.narrator.pulse.beat)
         norm = self.learner.update(loss, self.rate(self.state.step), self.config.optimizer.clip_norm)
         self.ledger.add(batch.samples, loss, norm)
         self.state.step += 1
         span = time.monotonic() - started
         self.state.seconds += span
+        if self.config.training.max_seconds is not None:
+            self.state.seconds = self.ranks.led(lambda: self.state.seconds)  # it decides when the run ends
         self.narrator.stepped(self.state.step, span, self.state.seconds)
 
     def rate(self, step: int) -> float:
@@ -191,6 +202,7 @@ class Trainer:
         speed = (result.step - from_step) * self.config.tokens_per_step / max(1e-9, now - since)
         share = mfu(self.learner.model, self.learner.numerics, speed)
         self.narrator.logged(result, self.rate(result.step - 1), speed, share)
+        self.narrator.metrics.checkpoint_period.set(self.saver.period(self.config.tokens_per_step / max(1e-9, speed)))
 
     def look(self) -> None:
         """Evaluate and draw a sample when they are due; a stop signal puts them off until the resume."""
@@ -252,6 +264,7 @@ class Trainer:
 
     def leave(self) -> None:
         """Let the save under way end, save the present step if the grace allows, and say what has to be redone."""
+        self.settle(now=True)  # the signal may have come after the step before had been settled
         self.narrator.phase("saving")
         with suppress(StorageError):  # asked to stop is the better reason
             self.saver.wait(self.stop.remaining())

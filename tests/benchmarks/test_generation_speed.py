@@ -18,6 +18,7 @@ from job.model.generation import generate
 from job.model.gpt import GPT
 from job.model.projection import fastest_dtype
 from job.model.rows import CachedRows
+from tests.benchmarks.side_by_side import seconds, table
 from tests.parity.plain_models import PlainVerdict
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
@@ -120,19 +121,6 @@ def reading(model):
 
     read()
     return read
-
-
-def seconds(work):
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
-
-
-def table(title, **figures):
-    print(f"\n{title}")
-    for name, values in figures.items():
-        low, middle, high = min(values), statistics.median(values), max(values)
-        print(f"  {name.replace('_', ' '):<44} {middle:8.4f}   ({low:.4f} to {high:.4f})")
 
 
 def side_by_side(title, one, other, rounds=ROUNDS):

@@ -19,9 +19,9 @@ from job.config import CheckpointConfig, TrainingConfig
 from job.config_file import load_config
 from job.data.loader import Batch
 from job.infra.device import choose_numerics
+from job.infra.directory_store import DirectoryObjectStore, flush
 from job.infra.health import Pulse
 from job.infra.metrics import Metrics
-from job.infra.object_store import DirectoryObjectStore, flush
 from job.infra.progress import SilentProgress
 from job.infra.status import RunStatus
 from job.training.learner import build_learner
@@ -31,6 +31,7 @@ from job.training.snapshot import HostMemory, take_snapshot
 from job.training.state import TrainingState
 from job.training.tensors import model_tensors, optimizer_tensors
 from job.training.timetable import Timetable
+from tests.benchmarks.side_by_side import seconds, table
 
 pytestmark = pytest.mark.slow
 ROUNDS = 5
@@ -80,19 +81,6 @@ def snapshots(learner):
         return lambda: take_snapshot(memory, state, learner, tokenizer=b"{}", events=Segment(b"", 0), facts=FACTS)
 
     return at
-
-
-def seconds(work):
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
-
-
-def table(title, **figures):
-    print(f"\n{title}")
-    for name, values in figures.items():
-        low, middle, high = min(values), statistics.median(values), max(values)
-        print(f"  {name.replace('_', ' '):<44} {middle:8.3f}   ({low:.3f} to {high:.3f})")
 
 
 def clear(folder: Path):

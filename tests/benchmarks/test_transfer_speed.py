@@ -14,7 +14,7 @@ from boto3.s3.transfer import TransferConfig
 
 from job.config import StorageConfig
 from job.infra.buffers import Joined
-from job.infra.object_store import DirectoryObjectStore
+from job.infra.directory_store import DirectoryObjectStore
 from job.infra.s3 import S3ObjectStore
 from job.infra.s3_connection import connect
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.chaos import evidence
 from tests.chaos.cases import SEED
-from tests.chaos.harness import run, tiny, write_corpus
+from tests.chaos.harness import Point, points_of, run, tiny, write_corpus
 from tests.chaos.outcome import Outcome, outcome
 from tests.chaos.weather import Site
 from tests.fault_plans import calm
@@ -31,6 +31,7 @@ TABLE = {  # file -> the test of RELIABILITY's table that it is, where the file 
     "test_not_finite": "R-17",
     "test_rollback": "R-17",
     "test_out_of_memory": "R-18",
+    "test_ranks": "R-19",
     "test_resume_elsewhere": "R-20",
 }
 
@@ -52,20 +53,28 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 
 @pytest.fixture(scope="session")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The corpus of every run."""
-    return write_corpus(tmp_path_factory.mktemp("text"))
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The text of every run."""
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture(scope="session")
-def unbroken_run(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Outcome]:
+def unbroken(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome, list[Point]]:
+    """The outcome of a run that nothing disturbed, and its points."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    assert run(tiny(f"{folder}/run", corpus), report=folder / "points") == 0
+    return outcome(f"{folder}/run", folder / "files"), points_of(folder / "points")
+
+
+@pytest.fixture(scope="session")
+def unbroken_run(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Outcome]:
     """The outcome of a run in a folder with these settings; each is trained once."""
     known: dict[tuple[str, ...], Outcome] = {}
 
     def outcome_of(*settings: str) -> Outcome:
         if settings not in known:
             folder = tmp_path_factory.mktemp("unbroken")
-            assert run(tiny(f"{folder}/run", text, *settings, "checkpoint.every=100000")) == 0
+            assert run(tiny(f"{folder}/run", corpus, *settings, "checkpoint.every=100000")) == 0
             known[settings] = outcome(f"{folder}/run", folder / "files")
         return known[settings]
 
@@ -80,7 +89,7 @@ def through(s3_server: S3Server) -> Iterator[Callable[..., FaultProxy]]:
 
 
 @pytest.fixture
-def site(s3_server: S3Server, s3_environment: S3Server, text: Path, tmp_path: Path) -> Callable[..., Site]:
+def site(s3_server: S3Server, s3_environment: S3Server, corpus: Path, tmp_path: Path) -> Callable[..., Site]:
     """A fresh place for a run with these settings."""
     numbers = itertools.count()
-    return lambda *settings, pace=0.0: Site(s3_server, text, tmp_path / f"site{next(numbers)}", *settings, pace=pace)
+    return lambda *settings, pace=0.0: Site(s3_server, corpus, tmp_path / f"site{next(numbers)}", *settings, pace=pace)

@@ -15,7 +15,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from job.config_file import ResolvedConfig, load_config
@@ -39,7 +39,8 @@ class Plan:
         kill_at: Die at this point.
         stop_at_step: Be asked to stop at the batch of this step.
         bad_data: Batches whose samples do harm, wherever they are met.
-        harm: What they do: a `loss` or one `gradient` becomes `value`, or the gradients of a step are a `spike`.
+        harm: What they do: a `loss` or one `gradient` becomes `value`, or the gradients of a step are a `spike`; the
+            `share` is what one of several ranks adds to the loss.
         value: What is not finite.
         bad_state_at: Step in which the optimizer's state gets a `value`, once in a process.
         lost_saves: Steps whose upload fails.
@@ -209,6 +210,8 @@ def count_seams(points) -> None:
         return points.batches(batches(read, config, first, *arguments), first)
 
     def broken(trained, batch, *arguments):
+        if plan.harm == "share" and batch.samples in bad:
+            trained = replace(trained, parallel=SpoiltShare(trained.parallel, plan.value))
         loss = backward(trained, batch, *arguments)
         if plan.trained:
             note_data(plan.trained, step[0], batch)
@@ -233,8 +236,8 @@ def count_seams(points) -> None:
 
 def do_harm(plan, model, loss):
     """What a bad batch does to the gradients; the loss that it says it has."""
-    if plan.harm == "loss":
-        return loss * plan.value
+    if plan.harm in ("loss", "share"):
+        return loss * plan.value if plan.harm == "loss" else loss
     gradients = [parameter.grad for parameter in model.parameters()]
     if plan.harm == "gradient":
         gradients[-1].view(-1)[0] = plan.value
@@ -242,6 +245,19 @@ def do_harm(plan, model, loss):
         for gradient in gradients:
             gradient.mul_(1e15)
     return loss
+
+
+class SpoiltShare:
+    """What a rank has of a model, but for its share of the loss, which is `value`."""
+
+    def __init__(self, inner, value: float) -> None:
+        self._inner, self._value = inner, value
+
+    def total(self, loss):
+        return self._inner.total(loss * self._value)
+
+    def __getattr__(self, name):
+        return getattr(self._inner, name)
 
 
 def note_data(path: Path, step: int, batch) -> None:

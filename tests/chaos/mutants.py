@@ -29,15 +29,15 @@ MUTANTS = [
     Mutant(
         "leave the step out of the seed",
         "job/training/trainer.py",
-        'seed_for(self.config.seed, "step", self.state.step, 0)',
-        'seed_for(self.config.seed, "step", 0, 0)',
+        'seed_for(self.config.seed, "step", self.state.step, self.ranks.place.rank)',
+        'seed_for(self.config.seed, "step", 0, self.ranks.place.rank)',
         ("tests/unit/test_training.py::test_each_step_of_a_run_has_randomness_of_its_own",),
     ),
     Mutant(
         "forget the data offset",
         "job/training/trainer.py",
-        "self.text.batches(self.config, state.step, state.data_offsets, pin_memory)",
-        "self.text.batches(self.config, state.step, (), pin_memory)",
+        "self.text.batches(self.config, state.step, state.data_offsets, pin_memory, self.ranks.place)",
+        "self.text.batches(self.config, state.step, (), pin_memory, self.ranks.place)",
         ("tests/chaos/test_rollback.py::test_the_data_that_is_left_is_met_no_more",),
     ),
     Mutant(
@@ -50,8 +50,8 @@ MUTANTS = [
     Mutant(
         "publish before the upload",
         "job/checkpoint/store.py",
-        "        folder = self._fresh_folder(checkpoint.step)\n",
-        """        folder = self._fresh_folder(checkpoint.step)
+        "        folder, marks = self._fresh_folder(checkpoint.step), [time.monotonic()]\n",
+        """        folder, marks = self._fresh_folder(checkpoint.step), [time.monotonic()]
         early = {"step": checkpoint.step, "prev_checkpoint_seq": None, "objects": [], "events": {}}
         self._commit("checkpoint", {**checkpoint.facts, **early})
 """,
@@ -59,7 +59,7 @@ MUTANTS = [
     ),
     Mutant(
         "ignore 412",
-        "job/infra/object_store.py",
+        "job/infra/directory_store.py",
         """    except FileExistsError:
         return False
 """,
@@ -71,8 +71,8 @@ MUTANTS = [
     Mutant(
         "count unverified checkpoints in retention",
         "job/checkpoint/retention.py",
-        "if self._verify_kept(due, outcome) < _VERIFIED:",
-        "if self._verify_kept(due, outcome) < 0:",
+        "if not found.enough:",
+        "if False:",
         ("tests/unit/test_checkpoint_retention.py",),
     ),
     Mutant(
@@ -85,8 +85,8 @@ MUTANTS = [
     Mutant(
         "skip the SHA-256 check",
         "job/checkpoint/verify.py",
-        "if found == stored.sha256:",
-        "if found:",
+        "if found != stored.sha256:",
+        "if not found:",
         ("tests/integration/test_lost_checkpoints.py::test_a_damaged_checkpoint_is_passed_over",),
     ),
     Mutant(
@@ -106,7 +106,7 @@ MUTANTS = [
     Mutant(
         "seed dropout from what was drawn before",
         "job/training/trainer.py",
-        'seed_torch(self.learner.device, seed_for(self.config.seed, "step", self.state.step, 0))',
+        'seed_torch(self.learner.device, seed_for(self.config.seed, "step", self.state.step, self.ranks.place.rank))',
         "pass",
         ("tests/chaos/test_resume.py::test_a_clean_stop_at_every_step[7]",),
     ),

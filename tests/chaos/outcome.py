@@ -10,6 +10,7 @@ from job.checkpoint.store import CheckpointStore
 from job.checkpoint.verify import fetch
 from job.config import StorageConfig
 from job.infra.storage import open_store
+from job.tensor_file import read_contents
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,14 @@ def outcome(run_uri: str, folder: Path, storage: StorageConfig | None = None) ->
     fetch(objects, record, folder)
     events = [json.loads(line) for line in objects.read("events.jsonl").splitlines()]
 
-    def digest(name: str) -> str:
-        return hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    def digest(kind: str) -> str:
+        """Of every tensor by name, whichever rank's file holds it."""
+        parts = [folder / stored.name for stored in record.objects if stored.name.startswith(kind)]
+        found = hashlib.sha256()
+        for name, tensor in sorted(entry for part in parts for entry in read_contents(part).items()):
+            found.update(f"{name} {tensor.dtype} {tensor.shape} ".encode())
+            found.update(tensor.path.read_bytes()[tensor.start : tensor.stop])
+        return found.hexdigest()
 
     def steps(event: str) -> tuple[int, ...]:
         return tuple(line["step"] for line in events if line["event"] == event)
@@ -44,9 +51,9 @@ def outcome(run_uri: str, folder: Path, storage: StorageConfig | None = None) ->
     return Outcome(
         record.step,
         record.chain,
-        digest("model.safetensors"),
-        digest("optimizer.safetensors"),
-        digest("tokenizer.json"),
+        digest("model"),
+        digest("optimizer"),
+        hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest(),
         steps("step"),
         steps("evaluated"),
     )

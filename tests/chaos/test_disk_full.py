@@ -12,7 +12,7 @@ from job.checkpoint import history
 from job.checkpoint.store import Checkpoint, CheckpointStore
 from job.checkpoint.verify import fetch
 from job.errors import AccessError, StorageError
-from job.infra.object_store import DirectoryObjectStore
+from job.infra.directory_store import DirectoryObjectStore
 from tests.chaos.cases import replayable
 
 SIZES = {"model.safetensors": 5000, "optimizer.safetensors": 9000, "state.json": 300, "tokenizer.json": 700}

@@ -16,18 +16,13 @@ import numpy as np
 import pytest
 
 from job.data.order import Order
-from tests.chaos.harness import Plan, run, tiny, write_corpus
+from tests.chaos.harness import Plan, run, tiny
 
 SEED = int(os.environ.get("CHAOS_SEED", "1"))
 SCALE = int(os.environ.get("CHAOS_SCALE", "1"))
 STEPS, BATCH, LENGTH = 56, 4, 64
 WINDOWS = 74  # of an epoch: the run ends in the first batch after the third
 SETTINGS = (f"training.max_steps={STEPS}", "checkpoint.every=1", "training.eval_every=28", "training.eval_batches=1")
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    return write_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture(scope="module")

@@ -44,9 +44,9 @@ ANSWERS = {
 
 
 @pytest.fixture(scope="module")
-def existing(s3_server, text, tmp_path_factory):
+def existing(s3_server, corpus, tmp_path_factory):
     """A run that was stopped after some checkpoints."""
-    place = Site(s3_server, text, tmp_path_factory.mktemp("existing"), *SETTINGS)
+    place = Site(s3_server, corpus, tmp_path_factory.mktemp("existing"), *SETTINGS)
     with FaultProxy(s3_server) as proxy:
         assert place.attempt(proxy, plan=Plan(stop_at_step=15)).code == 75
     return place

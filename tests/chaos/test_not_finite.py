@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from job.errors import DivergedError
-from tests.chaos.harness import Plan, run, tiny, write_corpus
+from tests.chaos.harness import Plan, run, tiny
 from tests.chaos.outcome import outcome
 
 SEED = int(os.environ.get("CHAOS_SEED", "1"))
@@ -30,11 +30,6 @@ HARMS = {
     "NaN in the optimizer": lambda k: Plan(bad_state_at=k),
     "infinite optimizer": lambda k: Plan(bad_state_at=k, value=math.inf),
 }
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    return write_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 def events(folder, name):

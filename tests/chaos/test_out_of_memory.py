@@ -78,13 +78,13 @@ def in_staging():
 def in_loading_the_model():
     from job.training import state
 
-    none_for(state, "load_model", {1})
+    none_for(state, "StoredTensors", {1})
 
 
 def in_loading_the_optimizer():
-    from job.training import state
+    from job.training import handout
 
-    none_for(state, "load_optimizer", {1})
+    none_for(handout, "fill_optimizer", {1})
 
 
 def in_evaluation():

@@ -139,7 +139,7 @@ def test_an_upload_that_outlasts_the_grace_is_invisible(tmp_path):
 
 
 def test_stopped_while_tokenizing(tmp_path):
-    """Stopped among the documents the process ends with 75, leaves nothing that looks whole, and starts afresh."""
+    """Stopped among the documents the process ends with 75 and leaves nothing that looks whole; the next goes on."""
     world = World.create(tmp_path)
     lines = [
         json.dumps({"text": f"document {n} speaks of {n * n} things, as {n % 9} others do.\n" * 200})
@@ -148,12 +148,14 @@ def test_stopped_while_tokenizing(tmp_path):
     (world.folder / "corpus.jsonl").write_text("\n".join(lines))
     many = ("data.corpus=corpus.jsonl", "training.max_steps=5")
     ending = train(world, *many, plan=Plan(stop_at=("document", 150)))
-    left = sorted(path.name for path in (world.folder / "cache" / "tokens").glob("*"))
+    tokens = world.folder / "cache" / "tokens"
+    left = [path.name for path in tokens.iterdir()]
 
     assert ending.codes == {INTERRUPTED}
     assert claims(ending) == (None, 0)
-    assert left == []
+    assert all(name.startswith(".") and name.endswith(".partial") for name in left)
     assert train(world, *many).code == COMPLETE
+    assert not [path.name for path in tokens.iterdir() if path.name.endswith(".partial")]
 
 
 @pytest.mark.parametrize("place", [("before create probe", 0), ("before get data", 0), ("batch", 0)])

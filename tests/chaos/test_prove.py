@@ -17,9 +17,9 @@ KILLS, STEPS = 2, 30
 
 @pytest.fixture(scope="module")
 def trial(tmp_path_factory):
-    """A smaller model on a shorter text."""
+    """A smaller model on a shorter text, its steps of many passes long enough for saves to keep up."""
     folder = tmp_path_factory.mktemp("prove")
-    small = ("model.n_layer=1", "model.n_embd=32", "training.batch_size=4", "training.micro_batch_size=2")
+    small = ("model.n_layer=1", "model.n_embd=32", "training.batch_size=24", "training.micro_batch_size=1")
     settings = (*SETTINGS, *small, f"data.corpus={write_corpus(folder)}", "data.tokenizer=byte")
     return Trial(folder, steps=STEPS, every=4, settings=settings)
 

@@ -4,32 +4,18 @@ The workload has dropout on, two passes per step and two ends of epochs; every r
 """
 
 import itertools
-import os
 import random
 
 import pytest
 
 from tests.chaos import evidence
-from tests.chaos.harness import Plan, points_of, run, tiny, write_corpus
+from tests.chaos.cases import SEED
+from tests.chaos.harness import Plan, run, tiny
 from tests.chaos.outcome import outcome
 
-SEED = int(os.environ.get("CHAOS_SEED", "1"))
 STEPS = 40
 KILLS = 30
 LEAST = 20  # kills at every kind of point
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    return write_corpus(tmp_path_factory.mktemp("corpus"))
-
-
-@pytest.fixture(scope="module")
-def unbroken(corpus, tmp_path_factory):
-    """The outcome of a run that nothing disturbed, and its points."""
-    folder = tmp_path_factory.mktemp("unbroken")
-    assert run(tiny(f"{folder}/run", corpus), report=folder / "points") == 0
-    return outcome(f"{folder}/run", folder / "files"), points_of(folder / "points")
 
 
 def test_the_workload_is_hard_to_resume(corpus, unbroken):

@@ -13,17 +13,12 @@ from job.infra import device
 from job.infra.progress import SilentProgress
 from job.infra.signals import StopSignal
 from job.infra.status import RunStatus
-from tests.chaos.harness import tiny, write_corpus
+from tests.chaos.harness import tiny
 from tests.chaos.small_run import SMALL
 from tests.chaos.test_damage import signed
 from tests.memory_store import MemoryObjectStore
 
 ALIKE = (*SMALL, "optimizer.schedule=constant", "training.eval_every=100")
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    return write_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture

@@ -5,17 +5,12 @@ import random
 import pytest
 
 from job.config import StorageConfig
-from tests.chaos.harness import Plan, points_of, run, tiny, write_corpus
+from tests.chaos.harness import Plan, points_of, run, tiny
 from tests.chaos.outcome import outcome
 from tests.chaos.test_resume import SEED, chosen_points
 
 KILLS = 30
 PATH = StorageConfig(addressing_style="path")
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    return write_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture

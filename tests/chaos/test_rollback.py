@@ -9,16 +9,11 @@ import pytest
 
 from job.errors import DivergedError
 from job.training.rollback import data_to_pass_over
-from tests.chaos.harness import Plan, run, tiny, write_corpus
+from tests.chaos.harness import Plan, run, tiny
 from tests.chaos.outcome import outcome
 
 SETTINGS = ("training.max_nonfinite_steps=3", "observe.log_every=2")
 BAD = range(17, 21)  # batches, counted from 0: the updates 18 to 21
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    return write_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture(scope="module")

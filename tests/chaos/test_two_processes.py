@@ -17,27 +17,14 @@ from pathlib import Path
 import pytest
 
 from job.errors import StorageError
-from tests.chaos.harness import Plan, ended, points_of, run, start, tiny, write_corpus
+from tests.chaos.cases import SEED
+from tests.chaos.harness import Plan, ended, run, start, tiny
 from tests.chaos.outcome import outcome
 from tests.integration.command import files
 
-SEED = int(os.environ.get("CHAOS_SEED", "1"))
 SCALE = int(os.environ.get("CHAOS_SCALE", "1"))
 RACES, FROZEN = 10, 10
 COMPLETE, FENCED = 0, 73
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    return write_corpus(tmp_path_factory.mktemp("corpus"))
-
-
-@pytest.fixture(scope="module")
-def unbroken(corpus, tmp_path_factory):
-    """The outcome of a run that one process made, and its points."""
-    folder = tmp_path_factory.mktemp("unbroken")
-    assert run(tiny(f"{folder}/run", corpus), report=folder / "points") == 0
-    return outcome(f"{folder}/run", folder / "files"), points_of(folder / "points")
 
 
 def records(folder):

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from job.infra.object_store import DirectoryObjectStore
+from job.infra.directory_store import DirectoryObjectStore
 from tests.contract.object_store_contract import ObjectStoreContract
 
 _fork = multiprocessing.get_context("fork")

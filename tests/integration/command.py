@@ -36,6 +36,14 @@ UNHURRIED = (
     "Saver.begin = lambda self, *what: (self.wait(), begin(self, *what))[-1]\n"
     "import job.cli; job.cli.main(prog_name='gpt-job')",
 )
+# A file system without hard links, as some network and FUSE mounts are: nothing can be published conditionally.
+UNLINKED = (
+    "-c",
+    "import errno, os\n"
+    "def refuse(*names, **_): raise OSError(errno.EPERM, 'no links here')\n"
+    "os.link = refuse\n"
+    "import job.cli; job.cli.main(prog_name='gpt-job')",
+)
 
 
 @dataclass(frozen=True)

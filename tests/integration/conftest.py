@@ -1,16 +1,30 @@
 """Runs that several tests look at: made once, copied by whoever changes them."""
 
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
 
 from tests.integration.command import SLOW, UNHURRIED, Ending, World, get
+from tests.local_s3 import LocalS3
 
 
 @pytest.fixture
 def world(tmp_path) -> World:
     """A world in which nothing has happened."""
     return World.create(tmp_path / "world")
+
+
+@pytest.fixture
+def server(monkeypatch) -> Iterator[LocalS3]:
+    """A server with faults on request, and boto3's variables pointing at it and nowhere else."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    with LocalS3() as server:
+        for name, value in server.environ.items():
+            monkeypatch.setenv(name, value)
+        yield server
 
 
 @dataclass(frozen=True)

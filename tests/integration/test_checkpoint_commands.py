@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.command import SLOW, UNHURRIED, Ending, World, files, flip_bit, two_at_a_time
+from tests.integration.command import SLOW, UNHURRIED, UNLINKED, Ending, World, files, flip_bit, two_at_a_time
 from tests.integration.test_s3_run import Remote, remote
 
 KEPT = ("checkpoint.keep_last=20",)
@@ -208,6 +208,18 @@ def test_prune_removes_nothing_unless_two_can_be_read_back(roomy, tmp_path):
     assert ending.codes == {65}
     assert "1 of those that would stay can be read back" in ending.reason
     assert files(world.run) == before
+
+
+def test_prune_takes_a_persons_word_for_conditional_writes(roomy, tmp_path):
+    """Where the store has no conditional writes prune refuses, names the flag of `train`, and takes it."""
+    world = roomy.copy(tmp_path)
+    command = ("checkpoints prune", "--json", "--keep-last", "7")
+    refused = world.gpt_job(*command, launcher=UNLINKED)
+    done = world.gpt_job(*command, "--single-writer-unsafe", launcher=UNLINKED)
+
+    assert refused.codes == {78}
+    assert "--single-writer-unsafe" in refused.reason
+    assert [row["step"] for row in answer(done)["removed"]] == [5]
 
 
 @pytest.fixture(scope="module")

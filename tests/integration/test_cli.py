@@ -190,11 +190,15 @@ def test_checkpoints_are_listed_for_people(here):
 
 
 def test_prepare_counts_what_it_made(here):
-    """`prepare --json`: documents, characters, bytes and tokens of each split."""
-    splits = json.loads(printed(here, "prepare", "--json"))
+    """`prepare --json`: documents, characters, bytes and tokens of all and of each split, and how they were made."""
+    facts = json.loads(printed(here, "prepare", "--json"))
+    splits = facts["splits"]
 
     assert splits["train"] == {"documents": 1, "characters": 4800, "bytes": 4800, "tokens": 4800}
     assert list(splits) == SPLITS
+    assert facts["tokens"] == sum(split["tokens"] for split in splits.values())
+    assert (facts["files"], facts["documents"], facts["bytes_per_token"], facts["skipped_lines"]) == (1, 1, 1.0, 0)
+    assert facts["tokens_per_second"] > 0
 
 
 def test_prepare_prints_text(here):

@@ -29,6 +29,9 @@ METRICS = [
     "pretrain_storage_errors_total{operation}",
     "pretrain_nonfinite_steps_total",
     "pretrain_restarts_total",
+    "pretrain_training_started_timestamp_seconds",
+    "pretrain_checkpoint_period_seconds",
+    "pretrain_ended{code}",
     "pretrain_build_info{torch}",
 ]  # with a label that each of its samples has
 
@@ -76,6 +79,16 @@ def test_the_last_values_are_those_of_the_end(finished):
     assert value(metrics, "pretrain_progress_ratio") == 1
     assert value(metrics, 'pretrain_loss_nats{split="validation"}') == summary["val_loss"]
     assert value(metrics, 'pretrain_phase{phase="done"}') == 1
+    assert value(metrics, 'pretrain_ended{code="0",reason="Complete"}') == 1
+
+
+def test_a_failed_call_to_storage_is_counted(world):
+    """A view that cannot be written ends nothing, and is counted under its verb."""
+    (world.run / "latest.json" / "in the way").mkdir(parents=True)
+    ending = world.train("training.max_steps=5")
+
+    assert ending.code == 0
+    assert value(world.metrics(), 'pretrain_storage_errors_total{operation="put"}') >= 1
 
 
 @pytest.fixture(scope="module")

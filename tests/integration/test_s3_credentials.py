@@ -1,6 +1,5 @@
 """Credentials that end or change while the job runs: looked up again, once for all threads, and nothing is lost."""
 
-import os
 import random
 import threading
 import time
@@ -10,22 +9,19 @@ import pytest
 from job.config import StorageConfig
 from job.errors import AccessError, StorageError
 from job.infra.storage import open_store
-from tests.local_s3 import LocalS3, LocalSts, Plan
+from tests.local_s3 import LocalSts, Plan
 
 CONFIG = StorageConfig(addressing_style="path", part_size=5 << 20, concurrency=4)
 LARGE = random.Random(0).randbytes((40 << 20) + 1)  # nine parts
 
 
 @pytest.fixture
-def server(monkeypatch):
-    """A server that checks who asks, and boto3's variables without any credentials."""
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    with LocalS3() as server:
-        for name, value in server.environ.items():
-            if "KEY" not in name:
-                monkeypatch.setenv(name, value)
-        yield server
+def server(server, monkeypatch):
+    """The server checks who asks, and boto3's variables hold no credentials."""
+    for name in server.environ:
+        if "KEY" in name:
+            monkeypatch.delenv(name)
+    return server
 
 
 def write_keys(path, access_key):

@@ -1,26 +1,14 @@
 """What the settings of `storage` make of a request, as a server sees it."""
 
-import os
-
 import pytest
 
 from job.config import StorageConfig
 from job.errors import ConfigError, StorageError
 from job.infra.storage import open_store
-from tests.local_s3 import LocalS3, Plan
+from tests.local_s3 import Plan
 
 LARGE = bytes(11 << 20)  # three parts
 KMS_KEY = "arn:aws:kms:eu-central-1:111122223333:key/k"
-
-
-@pytest.fixture
-def server(monkeypatch):
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    with LocalS3() as server:
-        for name, value in server.environ.items():
-            monkeypatch.setenv(name, value)
-        yield server
 
 
 def store(**settings):

@@ -1,7 +1,6 @@
 """Transfers that stand still are noticed in time, tried again within bounds, and leave no thread behind."""
 
 import itertools
-import os
 import random
 import socket
 import threading
@@ -13,7 +12,7 @@ from job.config import StorageConfig
 from job.errors import StorageError
 from job.infra.storage import open_store
 from job.infra.watchdog import TRIES, Watchdog
-from tests.local_s3 import LocalS3, Plan, Stall
+from tests.local_s3 import Plan, Stall
 
 STALL = 0.5  # seconds
 GUARD = 15  # seconds for the rest of the work on a busy machine; botocore's own time-outs take twice as long
@@ -24,15 +23,10 @@ LARGE = random.Random(0).randbytes((20 << 20) + 1)  # five parts, each more than
 
 
 @pytest.fixture
-def server(monkeypatch):
-    """A server that has the large object, and boto3's variables pointing at it."""
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    with LocalS3() as server:
-        for name, value in server.environ.items():
-            monkeypatch.setenv(name, value)
-        server.objects["/runs/run/large"] = LARGE
-        yield server
+def server(server):
+    """The server has the large object."""
+    server.objects["/runs/run/large"] = LARGE
+    return server
 
 
 @pytest.fixture
@@ -129,7 +123,7 @@ def test_nothing_begins_after_a_failure(server, no_pauses):
 
 
 def own_threads():
-    return [thread for thread in threading.enumerate() if thread.name.startswith(("s3", "sha256", "watchdog"))]
+    return [thread for thread in threading.enumerate() if thread.name.startswith(("part", "sha256", "watchdog"))]
 
 
 def assert_watchdogs_end():

@@ -11,7 +11,7 @@ from job.config_file import load_config
 from job.data.alphabets import ByteTokenizer
 from job.data.huggingface_tokenizer import huggingface_files
 from job.infra.storage import open_store
-from tests.integration.command import World, assignments, files
+from tests.integration.command import UNLINKED, World, assignments, files
 from tests.unit.weights_support import model, same, write_huggingface
 
 CACHE = assignments("data.cache_dir=cache")
@@ -105,6 +105,19 @@ def test_the_first_training_fixes_the_corpus(tuned, tmp_path):
     assert "corpus is" in ending.reason
 
 
+def test_starting_over_leaves_the_weights_behind(tuned, tmp_path):
+    """--restart-from-scratch begins with the seed and the settings' own shape, and says which weights it leaves."""
+    world = tuned[0].copy(tmp_path)
+    own = ("run_uri=fine", "data.corpus=corpus.txt", "data.cache_dir=cache", "training.max_steps=1")
+    shape = ("model.n_layer=1", "model.n_embd=16", "model.n_head=2", "data.tokenizer=byte")
+    ending = world.gpt_job("train", "--restart-from-scratch", *assignments(*own, *shape))
+    (said,) = (line for line in ending.log if line["event"].startswith("the imported weights are left behind"))
+
+    assert ending.code == 0, ending.stderr
+    assert said["uri"].endswith("weights0")
+    assert job.load_model(str(world.folder / "fine")).config.n_layer == 1
+
+
 def test_a_shape_asked_for_by_hand(tuned, tmp_path):
     """A shape that is said and is not the weights' is refused by its name, not overruled."""
     world = tuned[0].copy(tmp_path)
@@ -123,6 +136,16 @@ def test_importing_again_changes_nothing(tuned, weights, tmp_path):
 
     assert codes == [0, 0]
     assert {run: files(world.folder / run) for run in before} == before
+
+
+def test_importing_with_a_persons_word_for_conditional_writes(tuned, weights, tmp_path):
+    """Where the store has no conditional writes import takes the flag of `train`, and the run is whole."""
+    world = tuned[0].copy(tmp_path)
+    command = ("weights import", "--weights", str(weights), "--run", "unlinked")
+    ending = world.gpt_job(*command, "--single-writer-unsafe", launcher=UNLINKED)
+
+    assert ending.code == 0, ending.stderr
+    assert world.gpt_job("checkpoints verify", "--run", "unlinked").code == 0
 
 
 def test_importing_into_another_run(tuned, tmp_path):

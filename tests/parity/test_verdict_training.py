@@ -56,7 +56,7 @@ def test_characters_and_tokens(tmp_path):
     """`prepare` cuts the 20,479 characters at nine tenths, and finds GPT-2 tokens on each side of the cut."""
     published("the-verdict.txt")
     (printed,) = run_job("prepare", "--preset", "verdict", "--json", "--set", f"data.cache_dir={tmp_path}")
-    found = {split: (facts["characters"], facts["tokens"]) for split, facts in json.loads(printed).items()}
+    found = {split: (facts["characters"], facts["tokens"]) for split, facts in json.loads(printed)["splits"].items()}
 
     assert found == {"train": (18431, 4612), "validation": (2048, 534), "test": (0, 0)}
 

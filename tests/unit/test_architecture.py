@@ -25,7 +25,8 @@ MAY_IMPORT = {
     "report": {"errors", "config", "infra"},
     "training": GROUND | {"infra", "model", "data", "checkpoint", "report"},
 }
-COMMANDS = {"pretrain", "prepare", "evaluate", "generate", "checkpoints", "weights"}
+MAY_IMPORT["serving"] = set(MAY_IMPORT)
+COMMANDS = {"pretrain", "prepare", "evaluate", "generate", "checkpoints", "weights", "serve", "serve_test"}
 BELOW_COMMANDS = set(MAY_IMPORT)
 MAY_IMPORT |= dict.fromkeys(COMMANDS, BELOW_COMMANDS)
 MAY_IMPORT |= {
@@ -33,7 +34,11 @@ MAY_IMPORT |= {
     "cli_checkpoints": GROUND | {"cli_options", "checkpoints"},
     "cli_report": GROUND | {"cli_options", "report"},
     "cli_weights": GROUND | {"infra", "cli_options", "weights"},
-    "cli": GROUND | {"infra", "cli_options", "cli_checkpoints", "cli_report", "cli_weights"} | COMMANDS,
+    "cli_serve": GROUND | {"infra", "cli_options", "serving", "serve"},
+    "cli_serve_test": GROUND | {"infra", "cli_options", "generate", "serving", "serve_test"},
+    "cli": GROUND
+    | {"infra", "cli_options", "cli_checkpoints", "cli_report", "cli_weights", "cli_serve", "cli_serve_test"}
+    | COMMANDS,
     "__main__": {"cli"},
     "__init__": {"config_file", "model", "training"},
 }

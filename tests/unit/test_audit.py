@@ -10,10 +10,11 @@ from safetensors.numpy import save
 from job.checkpoint.audit import log_problems
 from job.checkpoint.choice import open_run
 from job.checkpoint.record import StoredObject
-from job.checkpoint.store import Checkpoint, CheckpointStore
+from job.checkpoint.store import Checkpoint
 from job.checkpoints.verify import check_checkpoint, leftovers, verified
 from job.config import identity_digest
 from tests.memory_store import MemoryObjectStore
+from tests.unit.checkpoint_support import Wrapped, claimed
 
 TOKENIZER = b'{"kind":"byte"}'
 OWN = {"seed": 1}
@@ -22,12 +23,6 @@ OWN = {"seed": 1}
 @pytest.fixture
 def objects():
     return MemoryObjectStore()
-
-
-def claimed(objects, **options):
-    checkpoints = CheckpointStore(objects)
-    checkpoints.claim({}, **options)
-    return checkpoints
 
 
 def checkpoint_at(step, chain=None, **files):
@@ -184,6 +179,21 @@ def test_a_segment_is_read_back_like_any_object(objects):
     problem = check_checkpoint(objects, record)[-1]
 
     assert (problem.what, problem.where, problem.expected) == ("sha256", segment.key, segment.sha256)
+
+
+def test_what_is_bent_on_the_way_is_no_damage(objects):
+    """An object that comes bent at its first read is read again, as it is when a run is continued."""
+    record, bent = claimed(objects).save(checkpoint_at(4)).record, []
+
+    def get(key, target):
+        if key in bent:
+            return objects.get(key, target)
+        bent.append(key)
+        target.write_bytes(b"bent")
+        return hashlib.sha256(b"bent").hexdigest()
+
+    assert check_checkpoint(Wrapped(objects, get=get), record) == []
+    assert len(bent) == len(record.objects) + 1  # the events too
 
 
 def test_a_checkpoint_that_is_pruned_while_it_is_verified_is_no_damage(objects):

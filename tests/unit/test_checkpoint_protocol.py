@@ -6,48 +6,16 @@ from job.checkpoint import history
 from job.checkpoint.log import CommitLog
 from job.checkpoint.probe import probe
 from job.checkpoint.record import log_key
-from job.checkpoint.store import Checkpoint, CheckpointStore
+from job.checkpoint.store import CheckpointStore
 from job.checkpoint.verify import Rejected, fetch
 from job.errors import AccessError, ConfigError, FencedError, StorageError
 from tests.memory_store import MemoryObjectStore
-
-
-class Wrapped:
-    """A store whose verbs can be replaced one by one; all others go through."""
-
-    def __init__(self, inner, **verbs):
-        self._inner = inner
-        for name, verb in verbs.items():
-            setattr(self, name, verb)
-
-    def __getattr__(self, name):
-        return getattr(self._inner, name)
+from tests.unit.checkpoint_support import Wrapped, checkpoint_at, claimed, standing
 
 
 @pytest.fixture
 def objects():
     return MemoryObjectStore()
-
-
-def claimed(objects, **options):
-    checkpoints = CheckpointStore(objects)
-    checkpoints.claim({}, **options)
-    return checkpoints
-
-
-def checkpoint_at(step, val_loss=None, content=b"weights"):
-    return Checkpoint(
-        step=step,
-        files={"model.safetensors": [content, str(step).encode()], "state.json": [b"{}"]},
-        events=b"",
-        facts={"chain": f"{step:064x}", "eval": {"val_loss": val_loss}},
-    )
-
-
-def standing(objects):
-    log = CommitLog(objects)
-    log.refresh()
-    return [record.step for record in history.checkpoints(log.records)]
 
 
 def test_a_saved_checkpoint_is_the_newest(objects, tmp_path):

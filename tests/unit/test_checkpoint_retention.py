@@ -12,7 +12,7 @@ from job.checkpoint.verify import Rejected, fetch
 from job.config import CheckpointConfig
 from job.errors import AccessError, FencedError, StorageError
 from tests.memory_store import MemoryObjectStore
-from tests.unit.test_checkpoint_protocol import Wrapped, checkpoint_at, claimed, standing
+from tests.unit.checkpoint_support import Wrapped, checkpoint_at, claimed, standing
 
 
 @pytest.fixture
@@ -134,6 +134,24 @@ def test_a_store_that_does_not_show_unfinished_writes(objects):
     assert kept == [5, 6]
     assert [line["log_level"] for line in logs] == ["warning"]
     assert "no right to list uploads" in logs[0]["reason"]
+
+
+def test_only_the_newest_are_read_back(objects):
+    """However many are kept for good, no round of a later attempt reads more than the newest two, and those once."""
+    settings, read = CheckpointConfig(keep_last=3, keep_every=2), []
+    run(objects, [None] * 9, settings)
+
+    def digest(key):
+        read.append(int(key.split("/s")[1][:12]))
+        return objects.digest(key)
+
+    checkpoints = claimed(Wrapped(objects, digest=digest))
+    retention = Retention(checkpoints, settings)
+    for step in range(10, 16):
+        checkpoints.save(checkpoint_at(step))
+        retention.run()
+
+    assert read == [step for step in (10, 9, 12, 11, 14, 13) for _ in ("model", "state")]
 
 
 def test_checkpoints_from_before_a_reset_go(objects):

@@ -9,7 +9,8 @@ import textwrap
 import pytest
 import zstandard
 
-from job.data import compression, documents
+from job.data import compression
+from job.data import lines as line_reader
 from job.data.documents import read_documents
 from job.data.formats import format_of
 from job.errors import ConfigError, DataError, Interrupted
@@ -206,7 +207,7 @@ def test_bad_lines(tmp_path, write, line, message):
 
 def test_endless_line(tmp_path, write, monkeypatch):
     """A line longer than memory should hold is refused."""
-    monkeypatch.setattr(documents, "LONGEST_LINE", 100)
+    monkeypatch.setattr(line_reader, "LONGEST_LINE", 100)
     with pytest.raises(DataError, match="line 2: longer than 100 bytes"):
         texts(tmp_path, write("a.jsonl", '{"text": "good"}\n{"text": "' + "a" * 200))
 

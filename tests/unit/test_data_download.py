@@ -365,3 +365,15 @@ def test_waiting_for_the_lock_can_be_interrupted(tmp_path):
 
     with locked(tmp_path, "name", still), pytest.raises(Interrupted), locked(tmp_path, "name", stop):
         pass
+
+
+def test_a_server_that_never_answers(tmp_path, monkeypatch):
+    """A server that takes the request and says nothing is a StorageError after so many attempts, and leaves nothing."""
+    monkeypatch.setattr(download, "PATIENCE", 0.1)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(20)
+        with pytest.raises(StorageError, match=rf"{download.ATTEMPTS} attempts"):
+            pulled(config_for(tmp_path, f"http://127.0.0.1:{silent.getsockname()[1]}/a.txt"))
+
+    assert not list((tmp_path / "cache").glob("content/*"))

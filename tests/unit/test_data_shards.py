@@ -64,6 +64,7 @@ def test_a_shard_that_was_not_finished_is_refused(tmp_path):
         (lambda content: content[:-1], "1223 bytes, but 100 tokens"),
         (lambda content: content + b"\0", "1225 bytes, but 100 tokens"),
         (lambda content: content[:1000], "shorter than a token file's header"),
+        (lambda content: content[:5], "shorter than a token file's header"),
         (lambda content: b"", "shorter than a token file's header"),
         (lambda content: b"\0\0\0\0" + content[4:], "magic 0 version 1 is no token file"),
         (lambda content: content[:4] + struct.pack("<i", 7) + content[8:], "version 7 is no token file"),

@@ -247,10 +247,10 @@ def test_wrong_gpt2_files_are_passed_over(tmp_path, nowhere):
     assert [log["path"] for log in logs if log["log_level"] == "warning"] == [str(tmp_path / "files" / "vocab.bpe")]
 
 
-@pytest.mark.parametrize("kind", ["gpt3", "bpe:1000", "Char"])
+@pytest.mark.parametrize("kind", ["gpt3", "bpe", "Char"])
 def test_unknown_tokenizer(tmp_path, kind):
     """A tokenizer that is not known is an error with the nearest one and the list."""
-    with pytest.raises(ConfigError, match=f"data.tokenizer='{kind}' is none of byte, char, .*gpt2.*; nearest is"):
+    with pytest.raises(ConfigError, match=f"data.tokenizer='{kind}' is none of bpe:N, byte, .*gpt2.*; nearest is"):
         build(tmp_path, kind)
 
 

@@ -10,7 +10,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from job.errors import AccessError, ConfigError, StorageError
-from job.infra.object_store import UNSAFE, DirectoryObjectStore, folder_errors
+from job.infra.directory_store import DirectoryObjectStore
+from job.infra.object_store import UNSAFE, folder_errors
 
 VERBS = {
     "put": lambda store, target: store.put("log/a", [b"abc"]),

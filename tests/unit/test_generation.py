@@ -60,6 +60,16 @@ def test_top_k_beyond_the_vocabulary():
     assert torch.equal(next_token_probabilities(logits, top_k=99), next_token_probabilities(logits))
 
 
+@pytest.mark.parametrize(
+    "rule", [{"top_p": 1e-300}, {"temperature": 1e300, "top_k": 2}, {"temperature": 1e-300}], ids=str
+)
+def test_values_beyond_float32(rule):
+    """Values that float32 would make 0 or infinite leave probabilities: the best token's, or equal ones."""
+    probabilities = next_token_probabilities(rows(3, 1, 2), **rule)
+
+    assert probabilities.tolist() == [[0.5, 0, 0.5] if "top_k" in rule else [1, 0, 0]]
+
+
 @settings(deadline=None)
 @given(logits=logit_rows, top_p=st.floats(0.01, 1))
 def test_top_p(logits, top_p):

@@ -10,7 +10,8 @@ import structlog
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
-from job.infra.metrics import FAILURE_REASONS, OPERATIONS, REJECTED_REASONS, Metrics
+from job import errors
+from job.infra.metrics import ENDINGS, FAILURE_REASONS, OPERATIONS, REJECTED_REASONS, Metrics
 
 NAMES = re.findall(
     r"\w+",
@@ -21,7 +22,8 @@ NAMES = re.findall(
     pretrain_checkpoint_duration_seconds pretrain_checkpoint_bytes pretrain_checkpoint_last_success_timestamp_seconds
     pretrain_checkpoint_failures_total pretrain_checkpoint_rejected_total pretrain_storage_errors_total
     pretrain_checkpoint_stalled_seconds_total pretrain_rollbacks_total
-    pretrain_nonfinite_steps_total pretrain_restarts_total pretrain_build_info
+    pretrain_nonfinite_steps_total pretrain_restarts_total pretrain_build_info pretrain_ended
+    pretrain_training_started_timestamp_seconds pretrain_checkpoint_period_seconds
     """,
 )
 PHASES = re.findall(
@@ -53,8 +55,12 @@ def test_every_metric_of_the_design_is_declared(metrics, name):
 
 
 def test_unknown_is_not_zero(metrics):
-    """Before anything is measured no gauge but the phase has a value, and no series is NaN."""
-    gauges = {name for name in NAMES if not name.endswith("_total")} - {"pretrain_phase", "pretrain_build_info"}
+    """Before anything is measured no gauge but what the job is doing has a value, and no series is NaN."""
+    gauges = {name for name in NAMES if not name.endswith("_total")} - {
+        "pretrain_phase",
+        "pretrain_build_info",
+        "pretrain_ended",
+    }
     found = samples(metrics)
 
     assert not {key[0] for key in found} & gauges
@@ -69,6 +75,34 @@ def test_a_gauge_shows_what_it_was_set_to(metrics):
     found = samples(metrics)
     assert found["pretrain_step",] == 0
     assert found["pretrain_learning_rate",] == 3e-4
+
+
+def test_restarts_are_unknown_until_the_run_is_read(metrics):
+    """A pod that is only starting does not say 0, which would look like a loop when it says 7 a minute later."""
+    assert ("pretrain_restarts_total",) not in samples(metrics)
+
+    metrics.restarts.inc(0)
+    assert samples(metrics)["pretrain_restarts_total",] == 0
+
+
+@pytest.mark.parametrize(("code", "reason"), [*ENDINGS.items(), (99, "Unexpected")])
+def test_an_end_has_one_reason(metrics, code, reason):
+    """All reasons are 0 while the attempt lives; then one of them is 1."""
+
+    def endings():
+        return {key[2]: value for key, value in samples(metrics).items() if key[0] == "pretrain_ended"}
+
+    assert endings() == dict.fromkeys(ENDINGS.values(), 0)
+
+    metrics.ended(code)
+    assert endings() == {name: float(name == reason) for name in ENDINGS.values()}
+
+
+def test_every_error_of_the_job_is_a_reason():
+    """Exit codes and names are those of errors.py, beside completion and the unexpected."""
+    classes = {cls for cls in vars(errors).values() if isinstance(cls, type) and cls.__base__ is errors.JobError}
+
+    assert {0: "Complete", 1: "Unexpected"} | {cls.exit_code: cls.__name__ for cls in classes} == ENDINGS
 
 
 @pytest.mark.parametrize("name", PHASES)
@@ -147,6 +181,9 @@ def test_series_do_not_grow_with_the_run(metrics):
         metrics.count_rejected(f"rejected {error}")
         metrics.count_storage_error(f"operation {error}")
     metrics.restarts.inc(5)
+    metrics.training_started.set(1.0)
+    metrics.checkpoint_period.set(1.0)
+    metrics.ended(99)
     metrics.watch_gpu(lambda: {"memory_used_bytes": 1, "memory_total_bytes": 2, "utilization_ratio": 0.5})
 
     assert 100 < len(samples(metrics)) <= 200
@@ -209,6 +246,16 @@ def test_pushed_values_arrive_under_the_grouping_key(metrics, gateway):
     [(path, body)] = gateway.received
     assert path == "/metrics/job/pretrain/namespace/ml"
     assert "pretrain_step 250.0" in body
+
+
+def test_an_ending_alone_leaves_the_other_values(metrics, gateway):
+    """An attempt that never trained pushes how it ended and nothing that would overwrite what the one before did."""
+    metrics.ended(66)
+    metrics.push(f"http://127.0.0.1:{gateway.server_port}", {"job": "pretrain"}, only_ending=True)
+
+    [(_, body)] = gateway.received
+    assert 'pretrain_ended{code="66",reason="NotFoundError"} 1.0' in body
+    assert set(re.findall(r"^[a-z_]+", body, re.MULTILINE)) == {"pretrain_ended"}
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1", "not a url", "http://[bad"])

@@ -226,7 +226,7 @@ def test_what_is_uploaded_is_what_was_copied(slow):
     """Training changes its tensors while the upload waits; the stored ones are those of the snapshot."""
     saver, objects = slow
     weight, memory = torch.ones(3), HostMemory()
-    snapshot = Snapshot(**{**fields(snapshot_at(5)()), "model": memory.copy({"weight": weight})})
+    snapshot = Snapshot(**{**fields(snapshot_at(5)()), "model": memory.copy({"weight": weight}.items())})
     saver.begin(5, lambda: snapshot)
     weight.zero_()
     objects.open.set()
@@ -239,7 +239,7 @@ def test_what_is_uploaded_is_what_was_copied(slow):
 def test_host_memory_is_taken_once():
     """The second snapshot lies where the first one lay."""
     memory = HostMemory()
-    places = [memory.copy({"weight": torch.full((3,), float(n))})["weight"].data_ptr() for n in range(2)]
+    places = [memory.copy({"weight": torch.full((3,), float(n))}.items())["weight"].data_ptr() for n in range(2)]
 
     assert places[0] == places[1]
 

@@ -93,7 +93,7 @@ def test_a_text_shorter_than_the_context(text, tmp_path):
 @pytest.mark.parametrize("stride", [0, T + 1])
 def test_refused_strides(text, stride):
     """A stride that would leave tokens out, or none at all, is refused."""
-    with pytest.raises(ConfigError, match=f"--stride {stride} must be from 1 to model.context_length=8"):
+    with pytest.raises(ConfigError, match=f"--stride {stride} must be from 1 to the window of 8 tokens"):
         strided_set(text[0], T, stride, None)
 
 

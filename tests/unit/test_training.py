@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from job.checkpoint.events import Segment
+from job.checkpoint.files import MODEL, OPTIMIZER, STATE
 from job.checkpoint.record import Record
 from job.checkpoint.verify import Rejected
 from job.config import OptimizerConfig, RuntimeConfig, TrainingConfig
@@ -33,8 +34,8 @@ from job.training.optimizer import build_optimizer
 from job.training.randomness import seed_for, seed_torch
 from job.training.sampling import Sampler
 from job.training.snapshot import HostMemory, take_snapshot
-from job.training.state import STATE, TrainingState, restore
-from job.training.tensors import MODEL, OPTIMIZER, model_tensors, optimizer_tensors, to_safetensors
+from job.training.state import TrainingState, restore
+from job.training.tensors import model_tensors, optimizer_tensors, to_safetensors
 from job.training.text import read_text
 from tests.chaos.harness import tiny, write_corpus
 
@@ -92,7 +93,7 @@ def step(learner, seed=0, rows_per_pass=4):
 
 
 def copied(tensors):
-    return HostMemory().copy(tensors)
+    return HostMemory().copy(tensors.items())
 
 
 def tensors(learner):

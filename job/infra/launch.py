@@ -1,0 +1,233 @@
+"""Starts the processes of this machine through torch elastic, hands signals on to them, and ends as they did.
+
+The agent's own habits would lose what this job promises: it answers a signal by ending its workers within 30 seconds
+and every failure with 1. Here it only starts them and watches; a signal goes on to each of them, they have the grace
+they were given, and their code is the launcher's.
+"""
+
+import json
+import logging
+import os
+import signal
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+import torch
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+from torch.distributed.elastic.rendezvous import RendezvousParameters
+from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
+
+from job.errors import (
+    AccessError,
+    ConfigError,
+    DataError,
+    DivergedError,
+    FencedError,
+    Interrupted,
+    NotFoundError,
+)
+from job.infra.peers import tell
+from job.infra.place import Crew
+
+log = structlog.get_logger(__name__)
+FINAL = {2} | {
+    error.exit_code
+    for error in (ConfigError, DataError, NotFoundError, DivergedError, FencedError, Interrupted, AccessError)
+}
+PATIENCE = 20.0  # seconds that workers may take to end by themselves once one of them has
+_STOPPING = (signal.SIGTERM, signal.SIGINT)
+_UNUSED = "SIGXFSZ"  # what the agent may have, so that it leaves the others to us
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How the workers ended.
+
+    Args:
+        code: The exit code, as a shell says it: 128 and the signal's number for one that was killed.
+        said: What the worker wrote as its termination message; of one that was killed, only `reason`.
+    """
+
+    code: int
+    said: Mapping[str, Any]
+
+    @property
+    def reason(self) -> str:
+        """Why."""
+        return str(self.said.get("reason", f"ended with {self.code}"))
+
+
+def launch(crew: Crew, command: list[str], restarts: int) -> Ended:
+    """Run `command` in every process of the crew, until all have succeeded or nothing is to be gained any more.
+
+    Args:
+        command: A Python command line without the interpreter.
+        restarts: How often all are started again after one failed, on one machine; on several the cluster does that.
+
+    Raises:
+        ConfigError: There are no GPUs to count.
+    """
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # what it says, is said here
+    hub, left = _Signals(), restarts if crew.nodes == 1 else 0
+    with hub, tempfile.TemporaryDirectory(prefix="gpt-job-") as folder:
+        while True:
+            ended = _run(crew, command, Path(folder), hub)
+            if ended.code in {0, *FINAL} or left == 0 or hub.asked:
+                return ended
+            log.warning("processes are started again", code=ended.code, reason=ended.reason, restarts_left=left)
+            left -= 1
+
+
+def _run(crew: Crew, command: list[str], folder: Path, hub: "_Signals") -> Ended:
+    count = _count(crew)
+    termination = folder / "termination"
+    termination.unlink(missing_ok=True)
+    if hub.asked:
+        return Ended(Interrupted.exit_code, {"reason": f"{hub.asked[0].name} received before any process had begun"})
+    log.info("processes start", processes=count, nodes=crew.nodes, node_rank=crew.node_rank)
+    with _environment(TERMINATION_LOG=str(termination), TORCHELASTIC_SIGNALS_TO_HANDLE=_UNUSED):
+        agent = _Agent(_spec(crew, count, command), DefaultLogsSpecs(log_dir=str(folder / uuid.uuid4().hex)), hub)
+        result = agent.run()
+    if not result.is_failed():
+        return Ended(0, _read(termination))
+    code, dead = agent.first_death or (0, "")
+    if code == 0:
+        code = max(failure.exitcode for failure in result.failures.values())
+    said = _read(termination)
+    return Ended(code, said if said.get("code") == code else {**said, "reason": dead or f"ended with {code}"})
+
+
+def _count(crew: Crew) -> int:
+    if crew.processes != "gpu":
+        return crew.processes
+    if found := torch.cuda.device_count():
+        return found
+    raise ConfigError("--processes gpu: torch finds no GPU on this machine; say a number")
+
+
+def _spec(crew: Crew, count: int, command: list[str]) -> WorkerSpec:
+    where = {"backend": "c10d", "endpoint": "localhost:0", "local_addr": "127.0.0.1"}
+    more: dict[str, Any] = {}
+    run_id = uuid.uuid4().hex
+    if crew.master:
+        where, run_id = {"backend": "static", "endpoint": crew.master}, "gpt-job"
+        more["rank"] = crew.node_rank
+    found = RendezvousParameters(run_id=run_id, min_nodes=crew.nodes, max_nodes=crew.nodes, **where, **more)
+    host, _, port = (crew.master or "").rpartition(":")
+    return WorkerSpec(
+        role="train",
+        local_world_size=count,
+        entrypoint=sys.executable,
+        args=tuple(command),
+        rdzv_handler=get_rendezvous_handler(found),
+        max_restarts=0,
+        monitor_interval=0.1,
+        master_addr=host or None,
+        master_port=int(port) if port else None,
+        local_addr=None if crew.master else "127.0.0.1",
+    )
+
+
+class _Agent(LocalElasticAgent):
+    """Elastic's agent, which hands signals on, says who has died, and lets the others end by themselves."""
+
+    def __init__(self, spec: WorkerSpec, logs: DefaultLogsSpecs, hub: "_Signals") -> None:
+        super().__init__(spec, logs, shutdown_timeout=15)
+        self._hub = hub
+        self._since: float | None = None  # a worker has failed
+        self.first_death: tuple[int, str] | None = None
+
+    def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+        pids = {worker.global_rank: int(worker.id) for worker in worker_group.workers}
+        codes = {rank: _code(pid) for rank, pid in pids.items()}
+        self._hub.hand_on([pid for rank, pid in pids.items() if codes[rank] is None])
+        if failed := {rank: code for rank, code in codes.items() if code}:
+            self._note(failed, worker_group)
+            waiting = any(code is None for code in codes.values())
+            if waiting and time.monotonic() - (self._since or 0.0) < PATIENCE:
+                return RunResult(state=WorkerState.HEALTHY)
+        result: RunResult = super()._monitor_workers(worker_group)
+        return result
+
+    def _note(self, failed: Mapping[int, int], worker_group: WorkerGroup) -> None:
+        """Remember who failed first, and tell the others of one that cannot do so itself."""
+        if self._since is not None:
+            return
+        self._since = time.monotonic()
+        rank, code = next(((r, c) for r, c in failed.items() if c < 0), next(iter(failed.items())))
+        if code >= 0:
+            self.first_death = code, ""
+            return
+        reason = f"was killed by {signal.Signals(-code).name}; start again to continue"
+        self.first_death = 128 - code, f"rank {rank} {reason}"
+        host, port = worker_group.master_addr or "", worker_group.master_port or 0
+        with suppress(RuntimeError):  # they find out by themselves, later
+            tell(TCPStore(host, port, wait_for_workers=False), rank, {"code": 1, "reason": reason, "dead": True})
+
+
+class _Signals:
+    """Requests to stop, kept until there is a worker to hand them to."""
+
+    def __init__(self) -> None:
+        self.asked: list[signal.Signals] = []
+        self._handed_on = 0
+
+    def __enter__(self) -> None:
+        self._before = {number: signal.signal(number, self._hear) for number in _STOPPING}
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _hear(self, number: int, _: object) -> None:
+        self.asked.append(signal.Signals(number))
+
+    def hand_on(self, pids: list[int]) -> None:
+        """Send what has come since the last time, as one signal, to these processes."""
+        if len(self.asked) == self._handed_on:
+            return
+        self._handed_on = len(self.asked)
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, self.asked[-1])
+
+
+def _code(pid: int) -> int | None:
+    """How a child has ended, minus the signal that killed it; None while it lives. It is left to be waited for."""
+    try:
+        found = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return None
+    if found is None:
+        return None
+    return found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
+
+
+def _read(termination: Path) -> dict[str, Any]:
+    with suppress(OSError, ValueError):
+        found: dict[str, Any] = json.loads(termination.read_bytes())
+        return found
+    return {}
+
+
+@contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    """Variables that workers inherit, inside the block."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})

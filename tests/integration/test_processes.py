@@ -1,0 +1,121 @@
+"""`gpt-job train --processes`: real launchers with real workers, what they say and how they end."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.integration.command import World
+
+LONG = ("training.max_steps=100000", "checkpoint.every=1000", "training.eval_every=50000")
+NO_CREDENTIALS = {"AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": "none", "AWS_SHARED_CREDENTIALS_FILE": "none"}
+CODES = {
+    65: ("data.split=[0.9999, 0.0001]",),
+    66: ("data.corpus=nowhere.txt",),
+    70: ("optimizer.learning_rate=1e38", "training.max_rollbacks=0", "optimizer.clip_norm=none"),
+    77: ("run_uri=s3://nobody/here",),
+    78: ("training.batch_size=1",),
+}
+
+
+def start(world, *settings, **environ):
+    """A launcher with two workers."""
+    words = [word for setting in settings for word in ("--set", setting)]
+    return world.job("train", "--processes", "2", *words, OMP_NUM_THREADS="1", **environ)
+
+
+def workers(process):
+    """Process ids of its children, the first rank first."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return sorted(map(int, children))
+
+
+def test_a_signal_is_handed_on_and_the_grace_waited_for(tmp_path):
+    """SIGTERM to the launcher: both workers save the same step, and it ends with their 75 and their reason."""
+    world = World.create(tmp_path)
+    with start(world, *LONG) as job:
+        job.until("evaluated")
+        job.process.send_signal(signal.SIGTERM)
+        ending = job.ending()
+
+    assert ending.codes == {75}
+    assert "SIGTERM received" in ending.reason
+    assert world.saved() == [ending.summary["step"]] == [ending.termination["step"]]
+    assert [line["level"] for line in ending.log].count("error") == 2  # the first rank's, and the launcher's
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_started_again(tmp_path):
+    """SIGKILL of one worker: all are started again and end well; the log names who was killed."""
+    world = World.create(tmp_path)
+    with start(world, "training.max_steps=300", "training.eval_every=300", "checkpoint.every=50") as job:
+        job.until("checkpoint saved")
+        os.kill(workers(job.process)[-1], signal.SIGKILL)
+        again = job.until("processes are started again")
+        ending = job.ending()
+
+    assert (again["code"], again["reason"]) == (137, "rank 1 was killed by SIGKILL; start again to continue")
+    assert ending.code == 0
+    assert ending.events("run continued")
+    assert ending.summary["step"] == 300
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("code", CODES)
+def test_ends_with_the_workers_code_and_is_not_started_again(tmp_path, code):
+    """What a retry repeats ends the launcher at once, with code and reason of the worker in every place."""
+    ending = start_and_end(World.create(tmp_path), *CODES[code], **NO_CREDENTIALS)
+
+    assert ending.codes == {code}
+    assert not ending.events("processes are started again")
+    assert len(ending.stdout.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_killed_too_often(tmp_path):
+    """After `runtime.restarts` it ends with 128 and the signal's number, and says which rank it was."""
+    world = World.create(tmp_path)
+    with start(world, *LONG, "runtime.restarts=0") as job:
+        job.until("evaluated")
+        os.kill(workers(job.process)[-1], signal.SIGKILL)
+        ending = job.ending()
+
+    assert ending.codes == {137}
+    assert ending.reason == "rank 1 was killed by SIGKILL; start again to continue"
+
+
+@pytest.mark.slow
+def test_a_launcher_that_is_killed_leaves_nobody_behind(tmp_path):
+    """SIGKILL of the launcher: its workers notice and end within a minute."""
+    with start(World.create(tmp_path), *LONG) as job:
+        job.until("evaluated")
+        left = workers(job.process)
+        job.process.kill()
+        until = time.monotonic() + 60
+        while any(Path(f"/proc/{pid}").exists() for pid in left) and time.monotonic() < until:
+            time.sleep(0.2)
+
+    assert len(left) == 2
+    assert not [pid for pid in left if Path(f"/proc/{pid}").exists()]
+
+
+@pytest.mark.slow
+def test_two_machines(tmp_path):
+    """PET_* make two launchers of one worker each one run, as Kubeflow Trainer starts it."""
+    world = World.create(tmp_path)
+    pet = {"PET_NNODES": "2", "PET_NPROC_PER_NODE": "1", "PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": "29517"}
+    first = world.job("train", **pet, PET_NODE_RANK="0")
+    second = world.job("train", **pet, PET_NODE_RANK="1")
+    with first, second:
+        ends = [first.ending(), second.ending()]
+
+    assert [ending.code for ending in ends] == [0, 0], ends[0].stderr
+    assert [ending.stdout.count("complete") for ending in ends] == [1, 0]
+
+
+def start_and_end(world, *settings, **environ):
+    """How a launcher ended."""
+    with start(world, *settings, **environ) as job:
+        return job.ending()
