@@ -1,6 +1,7 @@
 """Flags and files -> Config -> one call -> exit code. torch loads only when there is work for it."""
 
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from job.cli_options import (
     single_writer_option,
     weights_option,
 )
+from job.cli_report import report
 from job.cli_serve import serve
 from job.cli_serve_test import serve_test
 from job.cli_weights import weights as weights_group
@@ -35,6 +37,7 @@ from job.infra.logs import LogFormat, configure_logging
 from job.infra.place import ALONE, Crew, Place, crew_of, place_of
 from job.infra.signals import StopSignal
 from job.infra.status import RunStatus
+from job.infra.summary import show_summary
 from job.infra.volumes import require_kept
 
 log = structlog.get_logger(__name__)
@@ -145,12 +148,12 @@ def train(
         return
     place, status = place_of(os.environ), session.status
     session.place = place
-    with _summary(session, place):
+    with _summary(session, place, _flags(preset, path, overrides, processes)):
         resolved = resolve(preset, path, overrides)
         if not ephemeral:
             require_kept(resolved.config.run_uri, os.environ)
         stop = StopSignal(resolved.config.runtime.grace_seconds).install()
-        stop.on_request = _asked_to_stop
+        stop.on_request = partial(_asked_to_stop, status)
         stop.on_leave = partial(_left_in_haste, session)
         from job.infra.progress import open_progress  # noqa: PLC0415 - rich is for those who train
         from job.infra.together import join  # noqa: PLC0415 - torch loads only now
@@ -171,10 +174,10 @@ def train(
 
 
 @contextmanager
-def _summary(session: Session, place: Place) -> Iterator[None]:
-    """Where the run stands, as the last line on stdout, however the block ends; rank 0 alone speaks.
+def _summary(session: Session, place: Place, flags: str) -> Iterator[None]:
+    """Where the run stands, as a table for people and as the last line on stdout, however the block ends.
 
-    Another rank is heard when what ended all of them happened to it.
+    Rank 0 alone speaks; another rank is heard when what ended all of them happened to it.
     """
     if place.world_size > 1:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a rank that has gone is reported by us
@@ -192,6 +195,7 @@ def _summary(session: Session, place: Place) -> Iterator[None]:
         raise
     finally:
         if place.rank == 0:
+            show_summary(session.status, flags, main.commands, session.log_format)
             print_json(session.status.plain())
 
 
@@ -209,8 +213,19 @@ def _launch(ctx: click.Context, crew: Crew, restarts: int) -> None:
     ctx.exit(ended.code)
 
 
-def _asked_to_stop(reason: str) -> None:
-    log.warning("stopping at the next step boundary and saving; once more leaves at once", reason=reason)
+def _flags(preset: str | None, path: Path | None, overrides: tuple[str, ...], processes: str | None) -> str:
+    """What was asked for, as it is typed again."""
+    asked = [("--preset", preset), ("--config", path), *(("--set", value) for value in overrides)]
+    asked.append(("--processes", processes))
+    return shlex.join(str(word) for flag, value in asked if value for word in (flag, value))
+
+
+def _asked_to_stop(status: RunStatus, reason: str) -> None:
+    log.warning(
+        "stopping at the next step boundary and saving; once more leaves at once",
+        reason=reason,
+        leaving_at_once_means=status.standing(),
+    )
 
 
 def _ended_by_another(session: Session, error: JobError) -> None:
@@ -253,7 +268,7 @@ def prepare(session: Session, preset: str | None, path: Path | None, overrides: 
 
     progress = open_progress(session.log_format)
     try:
-        facts = run(config, stop.check, progress)
+        facts = run(config, stop.advance, progress)
     finally:
         progress.close()
     if as_json:
@@ -297,7 +312,7 @@ def evaluate(
     stop = StopSignal(config.runtime.grace_seconds).install()
     from job.evaluate import evaluate as run  # noqa: PLC0415 - torch loads only now
 
-    losses = run(config, which, stop.check, **what)
+    losses = run(config, which, stop.advance, **what)
     if as_json:
         print_json(losses)
         return
@@ -365,6 +380,7 @@ def generate(
 
 main.add_command(checkpoints)
 main.add_command(weights_group)
+main.add_command(report)
 main.add_command(serve)
 main.add_command(serve_test)
 

@@ -41,7 +41,7 @@ def import_weights(
     stop = StopSignal(config.runtime.grace_seconds).install()
     from job.weights import import_weights as run  # noqa: PLC0415 - torch loads only now
 
-    _print(run(config, uri, stop.check, single_writer_unsafe), as_json)
+    _print(run(config, uri, stop.advance, single_writer_unsafe), as_json)
 
 
 @weights.command("export")

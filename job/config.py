@@ -327,6 +327,8 @@ class ObserveConfig:
     metrics_host: str = "auto"  # auto: all interfaces in a container, loopback elsewhere
     stall_seconds: float = 600.0  # without progress, after which /healthz answers 503
     pushgateway_url: str | None = None
+    report: bool = True  # draw report/ now and then while it trains, and at the end
+    tensorboard: bool = False  # write event files for TensorBoard; needs its package
 
     def __post_init__(self) -> None:
         _require(

@@ -1,10 +1,11 @@
 """The `evaluate` command: what a run's model costs on whole splits."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from job.config import Config
+from job.data.cache import Advance
 from job.data.corpus import pull
 from job.data.prepare import prepare
 from job.data.splits import SPLITS
@@ -18,7 +19,7 @@ from job.training.text import evaluation_set, strided_set
 def evaluate(
     config: Config,
     which: str,
-    advance: Callable[[], None],
+    advance: Advance,
     *,
     splits: Sequence[str] = (),
     corpus: str | None = None,

@@ -1,9 +1,9 @@
 """The `prepare` command: pull and tokenize, and nothing else."""
 
-from collections.abc import Callable
 from typing import Any
 
 from job.config import Config
+from job.data.cache import Advance
 from job.data.corpus import pull
 from job.data.meter import Meter, Shown
 from job.data.prepare import prepare as make_token_files
@@ -16,10 +16,11 @@ from job.infra.storage import open_cache, open_store
 COUNTS = ("documents", "characters", "bytes", "tokens")
 
 
-def prepare(config: Config, advance: Callable[[], None], shown: Shown | None = None) -> dict[str, Any]:
+def prepare(config: Config, advance: Advance, shown: Shown | None = None) -> dict[str, Any]:
     """What the corpus holds, in all and by split, once it lies in the cache as tokens.
 
     Args:
+        advance: Called as bytes move; may raise to stop.
         shown: Where a person sees how far it is.
 
     Raises:

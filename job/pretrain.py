@@ -1,5 +1,6 @@
 """The run, top to bottom: builds every object, connects them, starts the trainer, and finishes what it leaves."""
 
+import math
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -20,20 +21,23 @@ from job.config_file import ResolvedConfig, default_run_uri
 from job.data.tokenizer_files import save_trained
 from job.errors import AccessError, FencedError, Interrupted, JobError, NotFoundError, StorageError
 from job.infra.counted_store import CountedStore
-from job.infra.device import Numerics, changes, choose_numerics, gpu_use, memory_errors
-from job.infra.environment import code_facts, owner_facts
+from job.infra.device import Numerics, changes, choose_numerics, gpu_name, gpu_use, memory_errors
+from job.infra.environment import code_facts, machine_facts, owner_facts, process_seconds
 from job.infra.health import HealthServer, Pulse
-from job.infra.metrics import Metrics
+from job.infra.metrics import Metrics, Phase
 from job.infra.progress import Progress
 from job.infra.ranks import ALONE, Ranks
 from job.infra.shared_stop import SharedStop
 from job.infra.signals import StopSignal
 from job.infra.status import RunStatus
 from job.infra.storage import local_folder, open_store
+from job.report.tensorboard import FOLDER as TENSORBOARD
+from job.report.tensorboard import TensorBoard, require_tensorboard
 from job.training.finetuning import known_of, stored_tokenizer, take_over
 from job.training.finish import finish
 from job.training.learner import Learner, build_learner
 from job.training.narrator import Channels, Narrator
+from job.training.reporter import Reporter
 from job.training.restoring import restore_newest
 from job.training.resume import Loaded, lost_everything, nothing_valid
 from job.training.saver import Saver
@@ -43,6 +47,8 @@ from job.training.timetable import Timetable, total_steps
 from job.training.trainer import Trainer
 
 log = structlog.get_logger(__name__)
+_SOURCES = 50  # files of a corpus that the event log names
+_PATIENCE = 10.0  # seconds for the page where several processes end with an error: the others do not wait much longer
 
 
 def pretrain(
@@ -64,12 +70,20 @@ def pretrain(
         JobError: Every deliberate end but completion; the class says which.
     """
     config = resolved.config
+    if config.observe.tensorboard:
+        require_tensorboard()
     status.run_uri = config.run_uri
     metrics, pulse = Metrics(CollectorRegistry()), Pulse()
     channels = Channels(metrics, pulse, progress, status, heard=ranks.leads)
 
-    def advance() -> None:
+    def phase(name: Phase) -> None:
+        metrics.phase(name)
+        progress.phase(name, unit="bytes" if name in ("pulling", "tokenizing") else "")
+
+    def advance(done: int = 0, more: int = 0, /) -> None:
         pulse.beat()
+        if done or more:
+            progress.advance(done, more)
         if stop.requested:
             raise Interrupted(f"{stop.reason}; {status.standing()}; start again to continue")
 
@@ -91,12 +105,12 @@ def pretrain(
             _stand_on(status, checkpoints, newest, config.tokens_per_step)
         before = newest.facts.get("numerics") if newest else None
         numerics = choose_numerics(config.runtime, before, ranks.place)
-        text = read_text(config, metrics.phase, advance, stored_tokenizer(checkpoints, newest))
+        text = read_text(config, phase, advance, stored_tokenizer(checkpoints, newest), progress)
         facts = _facts(config, text, newest)
         if newest:
             _require_same(resolved, newest, facts["identity"])
         may_delete = _claim(checkpoints, restart_from_scratch, single_writer_unsafe)
-        metrics.phase("restoring")
+        phase("restoring")
         metrics.describe(facts["code"]["packages"], gpu_use if numerics.device == "cuda" else None)
         newest = _newest(checkpoints, restart_from_scratch)
         if newest is None and ranks.leads:
@@ -118,7 +132,7 @@ def pretrain(
             facts=facts,
             stop=SharedStop(stop, ranks),
         )
-        with _told(narrator, saver, checkpoints, config), ranks.explaining():
+        with _told(narrator, saver, checkpoints, config, stop), ranks.explaining():
             _announce(resolved, trainer, checkpoints, loaded)
             ready()
             trainer.run()
@@ -127,7 +141,9 @@ def pretrain(
 
 
 @contextmanager
-def _told(narrator: Narrator, saver: Saver, checkpoints: CheckpointStore, config: Config) -> Iterator[None]:
+def _told(
+    narrator: Narrator, saver: Saver, checkpoints: CheckpointStore, config: Config, stop: StopSignal
+) -> Iterator[None]:
     """Let the save under way end, and tell of the error, when the block ends with one."""
     try:
         yield
@@ -140,6 +156,8 @@ def _told(narrator: Narrator, saver: Saver, checkpoints: CheckpointStore, config
         unreachable = isinstance(error, StorageError | AccessError) and not kept_here
         if not unreachable and not isinstance(error, FencedError):
             narrator.publish(checkpoints)
+            patience = _PATIENCE if checkpoints.ranks.place.world_size > 1 else math.inf
+            narrator.publish_report(checkpoints.objects, min(stop.remaining() / 2, patience))
         raise
     finally:
         narrator.close()
@@ -285,10 +303,14 @@ def _narrator(
     config: Config, channels: Channels, checkpoints: CheckpointStore, timetable: Timetable, scratch: Path
 ) -> Narrator:
     """Who tells of the run, with its history so far; that lies under the run's address where it is a folder."""
-    folder = local_folder(config.run_uri) if checkpoints.ranks.leads else None
+    leads = checkpoints.ranks.leads
+    folder = local_folder(config.run_uri) if leads else None
     past = checkpoints.ranks.led(lambda: past_events(checkpoints.objects, checkpoints.records, checkpoints.last))
     events = EventLog((folder or scratch) / VIEW, past, checkpoints.term or 0)
-    return Narrator(channels, events, timetable, config.tokens_per_step, folder is not None)
+    reporter = Reporter(events.path, config.run_uri, scratch) if config.observe.report and leads else None
+    board = TensorBoard((folder or scratch) / TENSORBOARD) if config.observe.tensorboard and leads else None
+    tokens, kept_here = config.tokens_per_step, folder is not None
+    return Narrator(channels, events, timetable, tokens, kept_here, reporter=reporter, board=board)
 
 
 def _give_back(narrator: Narrator, checkpoints: CheckpointStore) -> None:
@@ -310,6 +332,7 @@ def _announce(
     trainer.narrator.resumed_with(trainer.state.eval_train_loss, trainer.state.val_loss, trainer.state.seconds)
     trainer.narrator.started(
         trainer.state.step,
+        _environment(trainer),
         run_uri=resolved.config.run_uri,
         preset=resolved.preset,
         parameters=trainer.learner.model.parameter_count,
@@ -321,6 +344,23 @@ def _announce(
         attempt=sum(r.kind == "fence" and not r.facts.get("maintenance") for r in checkpoints.records),
     )
     trainer.narrator.publish(checkpoints)
+
+
+def _environment(trainer: Trainer) -> dict[str, Any]:
+    """What the event log says of an attempt's surroundings, so that a report needs nothing else."""
+    facts, numerics = trainer.facts, trainer.learner.numerics
+    corpus: dict[str, Any] = facts["corpus"]  # type: ignore[assignment]  # as _facts has made it
+    spent = trainer.narrator.metrics.phase_seconds()
+    spent["importing"] = max(0.0, process_seconds() - sum(spent.values()))
+    return {
+        "config": facts["config"],
+        "code": facts["code"],
+        "corpus": {**corpus, "files": corpus["files"][:_SOURCES], "file_count": len(corpus["files"])},
+        "tokenizer_sha256": facts["tokenizer_sha256"],
+        "numerics": numerics.plain(),
+        "machine": machine_facts(gpu_name() if numerics.device == "cuda" else None),
+        "startup": {name: round(seconds, 3) for name, seconds in spent.items()},
+    }
 
 
 def _spread(numerics: Numerics) -> dict[str, Any]:

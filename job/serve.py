@@ -3,7 +3,7 @@
 import os
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 
 import structlog
@@ -11,6 +11,7 @@ import torch
 from prometheus_client import CollectorRegistry
 
 from job.config import Config
+from job.data.cache import Advance
 from job.errors import ConfigError, Interrupted
 from job.infra.health import Pulse
 from job.infra.signals import StopSignal
@@ -52,7 +53,7 @@ def serve(config: Config, which: str, weights: str | None, serving: ServingConfi
     host, port = listener.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
-    def advance() -> None:
+    def advance(*_: int) -> None:
         pulse.beat()
         stop.check()
 
@@ -101,9 +102,7 @@ def serve(config: Config, which: str, weights: str | None, serving: ServingConfi
     return stop.reason
 
 
-def _load(
-    config: Config, which: str, weights: str | None, serving: ServingConfig, advance: Callable[[], None]
-) -> ServedModel:
+def _load(config: Config, which: str, weights: str | None, serving: ServingConfig, advance: Advance) -> ServedModel:
     """The model and the room for its answers; in the engine's thread."""
     loaded = load_weights(config, weights, advance) if weights else load_run(config, which)
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}.get(serving.dtype) or fastest_dtype(loaded.device)

@@ -1,7 +1,6 @@
 """The `weights` commands: somebody's weights as the beginning of a run, and a run's model for everybody's use."""
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +11,7 @@ from job.checkpoint.probe import probe
 from job.checkpoint.record import Record
 from job.checkpoint.store import CheckpointStore
 from job.config import Config
+from job.data.cache import Advance
 from job.errors import ConfigError, DataError
 from job.infra.environment import code_facts, owner_facts
 from job.infra.storage import open_store
@@ -23,9 +23,7 @@ from job.training.pretrained import load_weights
 log = structlog.get_logger(__name__)
 
 
-def import_weights(
-    config: Config, uri: str, advance: Callable[[], None], single_writer_unsafe: bool = False
-) -> dict[str, Any]:
+def import_weights(config: Config, uri: str, advance: Advance, single_writer_unsafe: bool = False) -> dict[str, Any]:
     """Begin the run at `config.run_uri` with these weights; the same ones again change nothing.
 
     Args:

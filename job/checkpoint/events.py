@@ -20,7 +20,7 @@ import structlog
 
 from job.checkpoint import history
 from job.checkpoint.record import Record, StoredObject, canonical
-from job.infra.logs import redact
+from job.infra.logs import redact_event
 from job.infra.object_store import ObjectStore
 
 log = structlog.get_logger(__name__)
@@ -44,6 +44,8 @@ class EventLog:
         path: The local file; rewritten now with `past`.
         past: Events of earlier attempts that still count.
         attempt: Term of this attempt.
+
+    Each event has the Unix `time` and the `uptime`, seconds of a clock that never jumps since the log was opened.
     """
 
     def __init__(self, path: Path, past: Sequence[Event], attempt: int) -> None:
@@ -52,6 +54,7 @@ class EventLog:
         self._there: set[tuple[str, int]] = set()
         self._attempt = attempt
         self._number = 0
+        self._began = time.monotonic()
         self._segment: list[Event] = []
         self._facts: list[Event] = []
         self._path = path
@@ -77,7 +80,8 @@ class EventLog:
 
     def note(self, event: str, step: int, **fields: Any) -> Event:
         """Add a fact of this attempt: it counts whatever becomes of the attempt. An error's text may hold secrets."""
-        shown = {name: redact(value) if isinstance(value, str) else value for name, value in fields.items()}
+        numbers = {name: value for name, value in fields.items() if isinstance(value, float)}
+        shown = {**redact_event(None, "", fields), **numbers}
         line = self._write(event, step, shown)
         self._facts.append(line)
         return line
@@ -85,7 +89,8 @@ class EventLog:
     def _write(self, event: str, step: int, fields: dict[str, Any]) -> Event:
         self._number += 1
         place = {"attempt": self._attempt, "number": self._number}
-        line = {"event": event, "step": step, "time": round(time.time(), 3), **fields, **place}
+        moment = {"time": round(time.time(), 3), "uptime": round(time.monotonic() - self._began, 3)}
+        line = {"event": event, "step": step, **moment, **fields, **place}
         self.events.append(line)
         self._lines.append(_line(line))
         self._there.add((event, step))
@@ -123,6 +128,11 @@ class EventLog:
     def facts(self) -> bytes:
         """All facts of this attempt, as JSON lines."""
         return b"".join(map(_line, self._facts))
+
+    @property
+    def path(self) -> Path:
+        """The local file."""
+        return self._path
 
     def view(self) -> bytes:
         """The whole of `events.jsonl`."""

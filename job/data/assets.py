@@ -54,7 +54,7 @@ def _bring(asset: Asset, target: Path) -> None:
     log.info("asset", name=asset.name, sha256=asset.sha256)
 
 
-def _nothing() -> None:
+def _nothing(*_: int) -> None:
     """Nobody waits for a sign of life."""
 
 

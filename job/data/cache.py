@@ -12,10 +12,10 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 
@@ -24,7 +24,13 @@ from job.errors import ConfigError
 from job.infra.directory_store import flush
 from job.infra.object_store import folder_errors
 
-Advance = Callable[[], None]  # called whenever bytes or documents have moved; may raise Interrupted
+
+class Advance(Protocol):
+    """Called whenever bytes or documents have moved; may raise Interrupted."""
+
+    def __call__(self, done: int = 0, more: int = 0, /) -> None:
+        """So many bytes are done, and so many more are known of that will be."""
+
 
 LOCK_POLL = 0.2  # seconds
 READ_BYTES = 1 << 20
@@ -53,9 +59,10 @@ def hash_file(path: Path, advance: Advance) -> str:
     """SHA-256, in hex, of the file's bytes."""
     found = hashlib.sha256()
     with folder_errors(f"read {path}"), path.open("rb") as file:
+        advance(0, os.fstat(file.fileno()).st_size)
         while chunk := file.read(READ_BYTES):
             found.update(chunk)
-            advance()
+            advance(len(chunk))
     return found.hexdigest()
 
 

@@ -186,6 +186,7 @@ class Download:
             self.remove()  # before the note of another version: it must never stand beside the old bytes
             write_json(self._note, asdict(version))
         self.resumed |= start > 0
+        before, more = start, start + int(length) if length.isdecimal() else 0  # told with the first bytes
         with folder_errors(f"write {self._partial}"), self._partial.open("ab" if start else "wb") as file:
             size, window, moved = start, self._clock(), 0
             while chunk := response.read1(CHUNK, decode_content=False):
@@ -197,7 +198,8 @@ class Download:
                     if moved < PATIENCE_BYTES:
                         raise _Passing(f"only {moved} bytes in {PATIENCE:.0f} s")
                     window, moved = self._clock(), 0
-                self._advance()
+                self._advance(before + len(chunk), more)
+                before = more = 0
         with folder_errors(f"write {self._partial}"):
             flush(self._partial)
         return version

@@ -75,10 +75,11 @@ class ContentCache:
                 if size > self.max_bytes:
                     raise DataError(f"{uri}: {size} bytes, but data.max_bytes={self.max_bytes}")
                 partial = self._partial(uri)
+                self.advance(0, size)
                 found = store.get(key, partial)
             except KeyError as error:
                 raise NotFoundError(f"{uri}: no such object") from error
-            self.advance()
+            self.advance(size)
             if sha256 not in {None, found}:
                 partial.unlink()
                 raise _wrong_hash(uri, sha256, found)

@@ -5,9 +5,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import TypeVar
 
+from job.data.cache import Advance
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-Advance = Callable[[], None]
 
 POLL = 0.2  # seconds
 
@@ -27,10 +28,10 @@ def all_at_once(
     """
     failed = threading.Event()
 
-    def still_wanted() -> None:
+    def still_wanted(done: int = 0, more: int = 0, /) -> None:
         if failed.is_set():
             raise _NotWanted
-        advance()
+        advance(done, more)
 
     if threads == 1 or len(items) == 1:
         return [work(item, advance) for item in items]

@@ -121,6 +121,11 @@ def gpu_use() -> dict[str, float]:
     return use
 
 
+def gpu_name() -> str:
+    """What the present CUDA device is called."""
+    return str(torch.cuda.get_device_name())
+
+
 def usable_cores() -> int:
     """Threads this process should use: torch's own choice, bounded by the container's CPU quota."""
     return max(1, min(torch.get_num_threads(), _quota()))

@@ -2,8 +2,11 @@
 
 import os
 import platform
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 _PACKAGES = ("gpt-pretrain-job", "torch", "numpy", "tiktoken", "safetensors")
@@ -21,9 +24,37 @@ def code_facts(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
     }
 
 
+def machine_facts(gpu: str | None = None) -> dict[str, Any]:
+    """What computes: processor, cores, bytes of memory, and the GPU's name if there is one."""
+    facts: dict[str, Any] = {"cpu": _processor(), "cores": os.cpu_count(), "memory_bytes": _memory(), "gpu": gpu}
+    return {name: value for name, value in facts.items() if value is not None}
+
+
+def process_seconds() -> float:
+    """Seconds since this process was started, what it took to import everything among them; 0 where nobody says."""
+    with suppress(OSError, ValueError, IndexError, AttributeError):
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK"))
+    return 0.0
+
+
 def owner_facts(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Names under which a cluster knows this process."""
     return {name.lower(): environ[name] for name in _OWNERS if environ.get(name)}
+
+
+def _processor() -> str | None:
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine() or None
+
+
+def _memory() -> int | None:
+    with suppress(OSError, ValueError, AttributeError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return None
 
 
 def _version(package: str) -> str | None:

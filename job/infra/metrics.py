@@ -1,6 +1,7 @@
 """Every metric of the job, declared once; labels come from closed sets, so series never grow with time."""
 
 import math
+import time
 from collections.abc import Callable, Iterable, Mapping
 from http.client import HTTPException
 from typing import Literal, get_args
@@ -62,6 +63,7 @@ class Metrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.registry = registry
+        self._gpu: Callable[[], Mapping[str, float]] | None = None
         self._declare_training(registry)
         self._declare_run(registry)
         self._declare_checkpoints(registry)
@@ -135,7 +137,11 @@ class Metrics:
 
     def phase(self, name: Phase) -> None:
         """Say what the job is doing: one phase is 1, the others are 0."""
-        self._phase.current = name
+        self._phase.enter(name)
+
+    def phase_seconds(self) -> dict[str, float]:
+        """Seconds that were spent in each phase so far."""
+        return self._phase.seconds()
 
     def ended(self, code: int) -> None:
         """Say with which exit code the attempt ends; one outside ENDINGS is 1, as it is for the process."""
@@ -172,7 +178,15 @@ class Metrics:
         """Set the versions of what is running, and where a GPU's use is read, if there is one."""
         self.build_info.info({name.replace("-", "_"): version for name, version in packages.items()})
         if gpu is not None:
+            self._gpu = gpu
             self.watch_gpu(gpu)
+
+    def gpu_memory(self) -> float | None:
+        """Bytes of GPU memory in use; None where there is no GPU, or its driver does not say."""
+        try:
+            return self._gpu().get("memory_used_bytes") if self._gpu else None
+        except Exception:  # a driver's trouble, of any kind, ends no run
+            return None
 
     def watch_gpu(self, read: Callable[[], Mapping[str, float]]) -> None:
         """Export a GPU's use: `read`, called at each scrape, gives values by names of GPU_USE, some or all."""
@@ -235,7 +249,20 @@ class _Counter(Counter):
 class _PhaseCollector(Collector):
     """The phases as one family, so that a scrape never sees two of them, or none."""
 
-    current: Phase = "starting"
+    def __init__(self) -> None:
+        self.current: Phase = "starting"
+        self._since = time.monotonic()
+        self._spent: dict[str, float] = {}
+
+    def enter(self, name: Phase) -> None:
+        """From now on it is `name`."""
+        self._spent = self.seconds()
+        self.current, self._since = name, time.monotonic()
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds of each phase until now."""
+        here = self._spent.get(self.current, 0.0) + time.monotonic() - self._since
+        return {**self._spent, self.current: here}
 
     def collect(self) -> Iterable[Metric]:
         family = GaugeMetricFamily("pretrain_phase", "1 for what the job is doing.", labels=["phase"])

@@ -1,9 +1,11 @@
 """What a person sees on a terminal while the job works: one line with a bar; nothing elsewhere."""
 
+import math
 import os
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,6 +17,7 @@ from rich.text import Text
 
 from job.infra.logs import LogFormat
 
+_SOON = 0.1  # seconds, within which a count alone is not news
 LEAST_BAR = 10  # columns; where there is no room for it, facts are left out
 
 
@@ -24,11 +27,16 @@ class Progress(Protocol):
     def phase(self, name: str, total: float | None = None, unit: str = "") -> None:
         """Show `name` from now on. An unfinished phase entered again with the same total goes on."""
 
-    def advance(self, count: float) -> None:
-        """So many more are done."""
+    def advance(self, count: float, more: float = 0) -> None:
+        """So many more are done, and the total turns out to be `more` than was known."""
 
     def update(
-        self, completed: float, *, loss: float | None = None, tokens_per_second: float | None = None, **more: str
+        self,
+        completed: float,
+        *,
+        loss: float | None = None,
+        tokens_per_second: float | None = None,
+        more: Mapping[str, str] | None = None,
     ) -> None:
         """So many are done in all; the facts are shown beside the bar until they change."""
 
@@ -49,11 +57,16 @@ class SilentProgress:
     def phase(self, name: str, total: float | None = None, unit: str = "") -> None:
         pass
 
-    def advance(self, count: float) -> None:
+    def advance(self, count: float, more: float = 0) -> None:
         pass
 
     def update(
-        self, completed: float, *, loss: float | None = None, tokens_per_second: float | None = None, **more: str
+        self,
+        completed: float,
+        *,
+        loss: float | None = None,
+        tokens_per_second: float | None = None,
+        more: Mapping[str, str] | None = None,
     ) -> None:
         pass
 
@@ -90,6 +103,8 @@ class TerminalProgress:
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._current: Task | None = None
+        self._adding = threading.Lock()  # files are pulled by several threads
+        self._drawn = -math.inf  # when something was last told
         self._bars = Bars(
             TextColumn("{task.description}", style="bold", table_column=Column(no_wrap=True, min_width=10)),
             BarColumn(bar_width=None, complete_style="cyan", finished_style="green", pulse_style="cyan"),
@@ -109,18 +124,29 @@ class TerminalProgress:
             self._bars.update(other.id, visible=other is task)
         self._current = task
 
-    def advance(self, count: float) -> None:
+    def advance(self, count: float, more: float = 0) -> None:
         if task := self._current:
-            pace: Pace = task.fields["pace"]
-            pace.origin = pace.origin or (pace.started, task.completed)
+            with self._adding:
+                if more:
+                    self._bars.update(task.id, total=(task.total or 0) + more)
+                pace: Pace = task.fields["pace"]
+                pace.origin = pace.origin or (pace.started, task.completed)
             self._bars.advance(task.id, count)
 
     def update(
-        self, completed: float, *, loss: float | None = None, tokens_per_second: float | None = None, **more: str
+        self,
+        completed: float,
+        *,
+        loss: float | None = None,
+        tokens_per_second: float | None = None,
+        more: Mapping[str, str] | None = None,
     ) -> None:
         if task := self._current:
-            pace: Pace = task.fields["pace"]
-            pace.origin = pace.origin or (self._clock(), completed)
+            now, pace = self._clock(), task.fields["pace"]
+            if loss is None and not more and now - self._drawn < _SOON:
+                return
+            self._drawn = now
+            pace.origin = pace.origin or (now, completed)
             facts: dict[str, Any] = {}
             if loss is not None:
                 facts["loss"] = f"loss {loss:.3f}"
@@ -151,10 +177,10 @@ class _Facts(ProgressColumn):
         self._console, self._clock = console, clock
 
     def render(self, task: Task) -> Text:
-        now, pace = self._clock(), task.fields["pace"]
+        now, pace, unit = self._clock(), task.fields["pace"], task.fields["unit"]
         eta = pace.eta(task.completed, task.total, now)
         facts = {
-            "count": count(task.completed, task.total, task.fields["unit"]),
+            "count": count(task.completed, task.total, unit) if task.total is not None or unit else None,
             "loss": task.fields.get("loss"),
             "speed": task.fields.get("speed"),
             "more": task.fields.get("more"),

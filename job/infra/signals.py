@@ -89,6 +89,10 @@ class StopSignal:
         if self.requested:
             raise Interrupted(self.reason)
 
+    def advance(self, *_: int) -> None:
+        """`check`, for those who say how much has moved."""
+        self.check()
+
     def remaining(self) -> float:
         """Seconds that can still be worked before the watchdog leaves; infinite before a signal."""
         return max(0.0, self._first + self._grace - self._margin - time.monotonic())

@@ -17,6 +17,7 @@ class RunStatus:
         checkpoint: Where the last committed checkpoint's files are.
         chain: The chain of steps of that checkpoint, in hex.
         saved_step: Step of that checkpoint.
+        report: Where the run's page is, once it is drawn.
     """
 
     status: str = "failed"
@@ -29,12 +30,12 @@ class RunStatus:
     checkpoint: str | None = None
     chain: str | None = None
     saved_step: int | None = None
+    report: str | None = None
 
     def plain(self) -> dict[str, Any]:
         """As JSON values: what `train` prints."""
         values = {**asdict(self), "seconds": round(self.seconds, 3)}
-        values.pop("saved_step")
-        return values
+        return {name: value for name, value in values.items() if name not in ("saved_step", "report")}
 
     def standing(self) -> str:
         """What a restart would continue from, in words."""

@@ -1,13 +1,14 @@
 """Loss of a model on fixed windows of a split: no dropout, no gradients, nothing of the training state touched."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
+from job.data.cache import Advance
 from job.data.shards import TokenSplit
 from job.infra.device import Numerics
 from job.infra.ranks import ALONE, Ranks
@@ -76,7 +77,8 @@ class Evaluator:
         numerics: Precision of the forward pass.
         device: Where the model is.
         rows_at_least: Windows per forward pass; more are taken where logits are small.
-        advance: Called after each pass, as often on every rank; may raise to stop.
+        advance: Called after each pass with the windows that all ranks have done, as often on every rank; may raise
+            to stop.
         ranks: Who share the windows among them.
     """
 
@@ -86,7 +88,7 @@ class Evaluator:
         numerics: Numerics,
         device: torch.device,
         rows_at_least: int = 1,
-        advance: Callable[[], None] = lambda: None,
+        advance: Advance = lambda *_: None,
         ranks: Ranks = ALONE,
     ) -> None:
         self.sets = sets
@@ -111,7 +113,7 @@ class Evaluator:
                 windows = chosen.tokens.windows(chosen.starts[part], T + 1)
                 found = self._sum(model, windows, None if chosen.scored is None else chosen.scored[part])
                 total += found if begin < len(chosen.starts) else 0.0  # with none left it only keeps the others company
-                self._advance()
+                self._advance(min(world_size * rows, len(chosen.starts) - first))
         total = self._ranks.total(total)
         count = len(chosen.starts) * T if chosen.scored is None else int(chosen.scored.sum())
         return SplitLoss(total / count, count, chosen.bytes_per_token)

@@ -1,9 +1,8 @@
-"""What is left to do once the last step is saved: the test split, the export, the picture, the record of completion.
+"""What is left to do once the last step is saved: the test split, the export, the report, the record of completion.
 
 Each part can be done again; the record comes last, so a finish that was cut is simply repeated.
 """
 
-import tempfile
 from pathlib import Path
 
 import structlog
@@ -15,7 +14,6 @@ from job.checkpoint.store import CheckpointStore
 from job.errors import JobError
 from job.infra.object_store import ObjectStore
 from job.model.gpt import GPT
-from job.report.plots import plot_losses
 from job.training.evaluation import SplitLoss
 from job.training.export import export
 from job.training.handout import hand_out_model
@@ -24,11 +22,10 @@ from job.training.tensors import StoredTensors, require_model
 from job.training.trainer import Trainer
 
 log = structlog.get_logger(__name__)
-PLOT = "report/loss.png"
 
 
 def finish(trainer: Trainer, checkpoints: CheckpointStore) -> Record | None:
-    """Test and export the best checkpoint, draw the losses, and write the record of completion: that of rank 0."""
+    """Test and export the best checkpoint, draw the report, and write the record of completion: that of rank 0."""
     trainer.narrator.phase("finishing")
     best = take_best(trainer, checkpoints)
     tested = measure_test(trainer, best)
@@ -36,9 +33,9 @@ def finish(trainer: Trainer, checkpoints: CheckpointStore) -> Record | None:
     if not checkpoints.ranks.leads:
         return None
     publish_export(trainer, best, model, checkpoints.objects)
-    publish_plot(trainer.narrator.events.events, checkpoints.objects)
     trainer.narrator.ended(0, "complete")
     trainer.narrator.publish(checkpoints)
+    trainer.narrator.publish_report(checkpoints.objects)
     last, state = checkpoints.last, trainer.state
     assert last is not None  # take_best would have raised
     record = checkpoints.complete(
@@ -54,7 +51,7 @@ def finish(trainer: Trainer, checkpoints: CheckpointStore) -> Record | None:
             "reason": "steps" if trainer.timetable.end == state.step else "seconds",
         }
     )
-    trainer.narrator.completed(tested, f"{checkpoints.objects.uri}/{PLOT}")
+    trainer.narrator.completed(tested)
     return record
 
 
@@ -98,14 +95,3 @@ def publish_export(trainer: Trainer, record: Record, model: GPT, objects: Object
     except (JobError, OSError, ValueError, RuntimeError, MemoryError) as error:
         again = f"gpt-job weights export --run {objects.uri} --checkpoint {record.step} --to FOLDER"
         log.warning("not exported", error=str(error), by_hand=again)
-
-
-def publish_plot(events: list[dict[str, object]], objects: ObjectStore) -> None:
-    """Draw `report/loss.png` from the run's events; a picture that cannot be drawn or stored ends no run."""
-    with tempfile.TemporaryDirectory(prefix="gpt-job-") as folder:
-        target = Path(folder) / "loss.png"
-        try:
-            if plot_losses(events, target):
-                objects.put(PLOT, [target.read_bytes()])
-        except (JobError, OSError, ValueError, RuntimeError) as error:
-            log.warning("losses not drawn", error=str(error))

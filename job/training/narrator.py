@@ -4,14 +4,15 @@ Nothing here decides anything. What ranks other than the first say is heard by n
 """
 
 import errno
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import structlog
 
-from job.checkpoint.events import VIEW, EventLog, Segment, facts_key, past_events
+from job.checkpoint.events import VIEW, Event, EventLog, Segment, facts_key, past_events
 from job.checkpoint.record import Record, canonical
 from job.checkpoint.retention import Pruned
 from job.checkpoint.store import CheckpointStore
@@ -19,15 +20,18 @@ from job.errors import AccessError, DivergedError, FencedError, JobError
 from job.infra.health import Pulse
 from job.infra.metrics import Metrics, Phase, Split
 from job.infra.object_store import ObjectStore
-from job.infra.progress import Progress
+from job.infra.progress import Progress, short
 from job.infra.status import RunStatus
+from job.report.published import Published, find_published
+from job.report.tensorboard import TensorBoard
 from job.training.evaluation import SplitLoss
 from job.training.ledger import StepResult
+from job.training.reporter import Reporter
 from job.training.rollback import Rollback
 from job.training.timetable import Timetable
 
 log = structlog.get_logger(__name__)
-METRICS_VIEW, LATEST_VIEW = "metrics.prom", "latest.json"
+METRICS_VIEW, LATEST_VIEW, REPORT_VIEW = "metrics.prom", "latest.json", "report/report.html"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +54,25 @@ class Narrator:
         timetable: For epochs and how much is left.
         tokens_per_step: Training tokens of a step.
         kept_here: Whether `events.jsonl` lies under the run's address already and needs no upload.
+        reporter: Draws the run's page; unset: nobody does.
+        board: Writes TensorBoard's files; unset: nobody does.
     """
 
     def __init__(
-        self, channels: Channels, events: EventLog, timetable: Timetable, tokens_per_step: int, kept_here: bool
+        self,
+        channels: Channels,
+        events: EventLog,
+        timetable: Timetable,
+        tokens_per_step: int,
+        kept_here: bool,
+        *,
+        reporter: Reporter | None = None,
+        board: TensorBoard | None = None,
     ) -> None:
-        self.events = events
+        self.events, self.reporter, self._board = events, reporter, board
+        self._published: Sequence[Published] = ()
+        self._phase: Phase | None = None
+        self._facts: dict[str, str] = {}  # beside the bar
         self.metrics, self.pulse = channels.metrics, channels.pulse
         self.progress, self.status = channels.progress, channels.status
         self._heard = channels.heard
@@ -65,28 +82,42 @@ class Narrator:
         self._began = time.monotonic()
         self._useful = 0.0
 
-    def phase(self, name: Phase) -> None:
-        """The job begins something else."""
-        self.metrics.phase(name)
+    def phase(self, name: Phase, total: float | None = None, unit: str = "") -> None:
+        """The job begins something else, which has `total` units; nothing new is nothing to say."""
         self.pulse.beat()
+        if name == self._phase:
+            return
+        self._phase = name
+        self.metrics.phase(name)
+        if name == "done":
+            return
+        if name == "training":
+            total, unit = self._timetable.end, "steps"
+        self.progress.phase(name, total, unit)
+        if name == "training":
+            self.progress.update(self.status.step, more=self._facts)
 
     def training(self, step: int) -> None:
         """The loop is about to run from `step` on."""
+        self.status.step = step
         self.phase("training")
-        self.progress.phase("training", total=self._timetable.end, unit="steps")
-        self.progress.update(step)
+
+    def saving(self, step: int) -> None:
+        """The checkpoint of this step is on its way."""
+        self._facts["saving"] = str(step)
 
     def stepped(self, step: int, seconds: float, total_seconds: float) -> None:
         """A step took so long, all of them together so long."""
         self.status.step, self.status.tokens, self.status.seconds = step, self._tokens(step), total_seconds
         self.pulse.beat()
         self.metrics.step_seconds.observe(seconds)
+        self.progress.update(step)
         self.metrics.tokens.inc(self._tokens_per_step)
         self._useful += seconds
 
     def logged(self, result: StepResult, rate: float, tokens_per_second: float, mfu: float | None) -> None:
         """The result of a step that the config wants to see."""
-        self.events.record(
+        self._record(
             "step",
             result.step,
             tokens=self._tokens(result.step),
@@ -109,13 +140,15 @@ class Narrator:
             metrics.progress.set(result.step / self._timetable.end)
             left = (self._timetable.end - result.step) * self._tokens_per_step
             metrics.eta_seconds.set(left / max(1e-9, tokens_per_second))
-        self.progress.update(result.step, loss=result.loss, tokens_per_second=tokens_per_second)
+        if gpu := self.metrics.gpu_memory():
+            self._facts["gpu"] = f"{short(gpu)}B"
+        self.progress.update(result.step, loss=result.loss, tokens_per_second=tokens_per_second, more=self._facts)
         log.debug("step", step=result.step, loss=round(result.loss, 4), tokens_per_second=round(tokens_per_second))
 
     def skipped(self, result: StepResult, in_a_row: int) -> None:
         """A step whose loss or gradients were not finite: its update was not made."""
         self.metrics.nonfinite_steps.inc()
-        self.events.record(
+        self._record(
             "step skipped", result.step, loss=result.loss, gradient_norm=result.gradient_norm, in_a_row=in_a_row
         )
         log.warning(
@@ -130,7 +163,7 @@ class Narrator:
         """The losses of the splits at a step."""
         train, validation = losses.get("train"), losses.get("validation")
         shown = validation or train
-        self.events.record(
+        self._record(
             "evaluated",
             step,
             tokens=self._tokens(step),
@@ -144,28 +177,34 @@ class Narrator:
         self._measure(losses)
         self.status.train_loss = train.loss if train else None
         self.status.val_loss = validation.loss if validation else None
-        line = {f"{split}_loss": round(measured.loss, 4) for split, measured in losses.items()}
-        log.info("evaluated", step=step, **line, perplexity=round(shown.perplexity, 2) if shown else None)
+        line: dict[str, Any] = {f"{split}_loss": round(measured.loss, 4) for split, measured in losses.items()}
+        line["perplexity"] = round(shown.perplexity, 2) if shown else None
+        for known in self._published:
+            if (value := known.at(step)) is not None:
+                line.setdefault(known.name, value)
+        log.info("evaluated", step=step, **line)
 
     def tested(self, step: int, measured: SplitLoss) -> None:
         """The test split, once, at the end, with the best checkpoint."""
         self._measure({"test": measured})
-        self.events.note("tested", step, **measured.plain())
+        self._show(self.events.note("tested", step, **measured.plain()))
         log.info("best checkpoint tested", step=step, test_loss=round(measured.loss, 4))
 
     def _measure(self, losses: Mapping[Split, SplitLoss]) -> None:
         for split, measured in losses.items():
             self.metrics.evaluated(split, measured.loss, measured.bits_per_byte)
 
-    def sampled(self, step: int, prompt: str, text: str) -> None:
-        """A sample of the model's own text."""
-        self.events.record("sampled", step, prompt=prompt, text=text)
+    def sampled(self, step: int, prompt: str, text: str, seconds: float) -> None:
+        """A sample of the model's own text, drawn in so many seconds."""
+        self._record("sampled", step, prompt=prompt, text=text, seconds=round(seconds, 3))
         log.info("sampled", step=step, text=f"{prompt}{text}\n")
 
     def rolled_back(self, last_bad: int, rollback: Rollback, checkpoints: CheckpointStore) -> None:
         """Too many steps in a row were not finite: the run is back at an earlier one."""
         state, offset = rollback.state, rollback.offset
         self.events.rewind(past_events(checkpoints.objects, checkpoints.records, rollback.record))
+        if self._board:
+            self._board.begin(state.step + 1)
         self.metrics.rollbacks.inc()
         self.status.step, self.status.tokens = state.step, self._tokens(state.step)
         self.progress.update(state.step)
@@ -182,6 +221,9 @@ class Narrator:
         """This checkpoint is the one that a restart would continue from."""
         self.status.checkpoint = address
         self.status.chain, self.status.saved_step = (record.chain, record.step) if record else (None, None)
+        self._facts.pop("saving", None)
+        if record:
+            self._facts["saved"] = str(record.step)
 
     def saved(self, record: Record, seconds: Mapping[str, float], segment: Segment) -> None:
         """A checkpoint is committed, and with it a segment of the events."""
@@ -207,6 +249,7 @@ class Narrator:
     def save_failed(self, step: int, error: Exception, in_a_row: int) -> None:
         """A save was lost; the checkpoint before it stands."""
         reason = _reason(error)
+        self._facts.pop("saving", None)
         self.metrics.count_failure(reason)
         self.events.note("checkpoint failed", step, reason=reason, in_a_row=in_a_row)
         log.warning(
@@ -227,13 +270,16 @@ class Narrator:
         """What earlier attempts measured, so that one that has nothing left to do can still say it."""
         self.status.train_loss, self.status.val_loss, self.status.seconds = train_loss, val_loss, seconds
 
-    def started(self, step: int, **facts: Any) -> None:
-        """An attempt begins, at step 0 or where another one ended."""
+    def started(self, step: int, environment: Mapping[str, Any], **facts: Any) -> None:
+        """An attempt begins, at step 0 or where another one ended; `environment` is for the event log alone."""
+        self._published = find_published(environment.get("config", {}), environment.get("corpus", {}))
+        if self._board:
+            self._board.begin(step + 1 if step else 0)
         self.status.step, self.status.tokens = step, self._tokens(step)
         self.metrics.tokens.inc(self._tokens(step))
         self.metrics.restarts.inc(facts["attempt"] - 1)
         self.metrics.training_started.set(time.time())
-        self.events.note("run started", step, **facts)
+        self.events.note("run started", step, **facts, **environment)
         log.info("run started" if step == 0 else "run continued", step=step, **facts)
 
     def ended(self, code: int, reason: str) -> None:
@@ -242,9 +288,10 @@ class Narrator:
         self.metrics.ended(code)
         if code != FencedError.exit_code:
             self.events.close()  # the next line writes the file anew: one who lost the run may have replaced it
-        self.events.note("run ended", self.status.step, code=code, reason=reason)
+        phases = {name: round(seconds, 3) for name, seconds in self.metrics.phase_seconds().items()}
+        self.events.note("run ended", self.status.step, code=code, reason=reason, phases=phases)
 
-    def completed(self, tested: SplitLoss | None, plot: str) -> None:
+    def completed(self, tested: SplitLoss | None) -> None:
         """Everything is done: what came out, and where it is."""
         status = self.status
         log.info(
@@ -255,7 +302,7 @@ class Narrator:
             test_loss=_rounded(tested.loss if tested else None),
             seconds=round(status.seconds, 1),
             checkpoint=status.checkpoint,
-            plot=plot,
+            report=status.report,
         )
 
     def pruned(self, outcome: Pruned) -> None:
@@ -280,6 +327,8 @@ class Narrator:
             return {}
         views = {facts_key(checkpoints.attempt, checkpoints.term or 0): self.events.facts()}
         views[METRICS_VIEW] = self.metrics.text()
+        if self._board and not self._kept_here:
+            views |= self._board.files()
         if last := checkpoints.last:
             hint = {"step": last.step, "seq": last.seq, "checkpoint": checkpoints.folder_of(last)}
             views[LATEST_VIEW] = canonical(hint)
@@ -295,9 +344,28 @@ class Narrator:
             except (JobError, OSError) as error:
                 log.warning("view not written", key=key, error=str(error))
 
+    def publish_report(self, objects: ObjectStore, seconds: float = math.inf) -> None:
+        """Draw and store the report as of now, if that takes no longer than `seconds`."""
+        if self.reporter:
+            self.progress.phase("drawing")
+            if drawn := self.reporter.draw(seconds):
+                self.store_views(objects, drawn)
+                self.status.report = f"{objects.uri.rstrip('/')}/{REPORT_VIEW}"
+
     def close(self) -> None:
         """The process is about to end."""
+        if self.reporter:
+            self.reporter.close()
+        if self._board:
+            self._board.close()
         self.events.close()
+
+    def _record(self, event: str, step: int, **fields: Any) -> None:
+        self._show(self.events.record(event, step, **fields))
+
+    def _show(self, event: Event) -> None:
+        if self._board:
+            self._board.add(event)
 
     def _tokens(self, step: int) -> int:
         return step * self._tokens_per_step

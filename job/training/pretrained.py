@@ -1,13 +1,13 @@
 """Weights that are no run's, as a model for use: released ones by name, and whatever a folder or an address holds."""
 
 import re
-from collections.abc import Callable
 from dataclasses import replace
 
 import structlog
 
 from job.checkpoint.store import RUN_KEY
 from job.config import Config
+from job.data.cache import Advance
 from job.data.weight_files import find_weight_files, released_size
 from job.data.weight_tokenizers import read_tokenizer
 from job.infra.device import apply_numerics, choose_numerics
@@ -19,7 +19,7 @@ from job.training.loading import LoadedRun, load_run
 log = structlog.get_logger(__name__)
 
 
-def load_weights(config: Config, uri: str, advance: Callable[[], None] = lambda: None) -> LoadedRun:
+def load_weights(config: Config, uri: str, advance: Advance = lambda *_: None) -> LoadedRun:
     """The model and the tokenizer at `uri`; the config is the given one with their shape in it.
 
     Args:

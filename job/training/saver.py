@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from contextlib import suppress
@@ -109,6 +109,7 @@ class Saver:
             self._lost(step, error)
             return
         stalled = time.monotonic() - started
+        self._narrator.saving(step)
         self._flight = _Flight(snapshot, started, stalled, self._thread.submit(self._store, snapshot))
 
     def _store(self, snapshot: Snapshot) -> tuple[Saved, float, float]:
@@ -137,6 +138,8 @@ class Saver:
         if self._flight is not None and has_landed:
             flight, self._flight = self._flight, None
             self._landed(flight)
+        if (reporter := self._narrator.reporter) and (drawn := reporter.poll()):
+            self._publish(drawn)
 
     def wait(self, seconds: float = float("inf")) -> None:
         """Wait for what is under way, at most so long. Raises as `poll` does."""
@@ -169,7 +172,11 @@ class Saver:
         self._narrator.saved(saved.record, stages, flight.snapshot.events)
         if self._retention is not None:
             self._pruning = self._thread.submit(self._retention.run)
-        views = self._narrator.views(self._checkpoints)
+        self._publish(self._narrator.views(self._checkpoints))
+        if reporter := self._narrator.reporter:
+            reporter.begin()
+
+    def _publish(self, views: Mapping[str, bytes]) -> None:
         self._views = self._thread.submit(self._narrator.store_views, self._checkpoints.objects, views)
 
     def _lost(self, step: int, error: Exception) -> None:

@@ -8,8 +8,10 @@ import numpy as np
 import structlog
 
 from job.config import Config
+from job.data.cache import Advance
 from job.data.corpus import Corpus, pull
 from job.data.loader import Batch, BatchLoader, StepDataset
+from job.data.meter import Meter, Shown
 from job.data.order import DataOffset, Order
 from job.data.prepare import prepare
 from job.data.token_files import SplitFiles, TokenFiles, require_windows
@@ -100,10 +102,14 @@ def strided_set(split: SplitFiles, window: int, stride: int, count: int | None) 
 def read_text(
     config: Config,
     phase: Callable[[Phase], None],
-    advance: Callable[[], None],
+    advance: Advance,
     tokenizer: Tokenizer | None = None,
+    shown: Shown | None = None,
 ) -> Text:
     """Pull and tokenize the corpus, or find that done; says what it holds. Unset, the settings say which tokenizer.
+
+    Args:
+        shown: Where a person sees how much is tokenized; what is pulled, `advance` is told.
 
     Raises:
         NotFoundError, DataError, AccessError, StorageError: The corpus cannot be had, or is not what it should be.
@@ -112,7 +118,7 @@ def read_text(
     corpus = pull(config.data, lambda uri: open_store(uri, config.storage), advance)
     phase("tokenizing")
     tokenizer = tokenizer or build_tokenizer(config.data, corpus, advance)
-    files = prepare(corpus, tokenizer, config.data, advance, shared=open_cache(config))
+    files = prepare(corpus, tokenizer, config.data, advance, Meter(shown), open_cache(config))
     require_windows(files, config.data.split, config.model.context_length)
     order = Order(config.data.order, files.train.tokens, config.model.context_length, config.window_stride, config.seed)
     log.info(

@@ -112,9 +112,10 @@ class Trainer:
         if self.stop.requested:
             self.leave()
 
-    def move_on(self) -> None:
-        """Raise Interrupted, in the middle of an evaluation, when all ranks are to stop."""
+    def move_on(self, done: int = 0, more: int = 0, /) -> None:
+        """Show how far an evaluation is; raise Interrupted, in the middle of it, when all ranks are to stop."""
         self.narrator.pulse.beat()
+        self.narrator.progress.advance(done, more)
         self.stop.agree()
         if self.stop.requested:
             raise Interrupted(f"{self.stop.reason}; {self.narrator.status.standing()}; start again to continue")
@@ -212,14 +213,22 @@ class Trainer:
                 self.evaluate()
             if self.timetable.samples(step) and not self.narrator.events.has("sampled", step):
                 self.stop.check()
-                self.narrator.phase("sampling")
-                self.narrator.sampled(step, *self.sampler.draw(self.learner.model, step))
+                self.sample()
         self.narrator.phase("training")
+
+    def sample(self) -> None:
+        """Let the model continue its prompt."""
+        started = time.monotonic()
+        self.narrator.phase("sampling")
+        drawn = self.sampler.draw(self.learner.model, self.state.step)
+        self.narrator.sampled(self.state.step, *drawn, seconds=time.monotonic() - started)
+        self.marked = (self.marked[0] + time.monotonic() - started, self.marked[1])
 
     def evaluate(self) -> None:
         """Measure train and validation loss on their fixed windows."""
         started = time.monotonic()
-        self.narrator.phase("evaluating")
+        windows = sum(len(self.evaluator.sets[split].starts) for split in SPLITS)
+        self.narrator.phase("evaluating", windows, "windows")
         losses: dict[Split, SplitLoss] = {}
         for split in SPLITS:
             losses[split] = self.evaluator.measure(self.learner.model, split)

@@ -19,7 +19,8 @@ def train(world: World, *settings: str, plan: Plan = UNDISTURBED, before=None) -
         before: Called in the process before the command.
     """
     notes = Path(tempfile.mkdtemp(prefix="ended-", dir=world.folder))
-    words = ["train", "--config", "run.toml", *assignments(*settings)]
+    drawn = "observe.report=true"  # not really: count_seams sees to that
+    words = ["train", "--config", "run.toml", *assignments(drawn, *settings)]
     code = ended(launch(_command, plan, world.folder, notes, words, before), plan)
     termination = notes / "termination"
     said = json.loads(termination.read_bytes()) if termination.exists() else {}

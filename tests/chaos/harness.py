@@ -199,7 +199,7 @@ def _work(points, resolved, report, gate, prepare):
 def count_seams(points) -> None:
     """Put a point at every seam of the job in this process."""
     from job import pretrain
-    from job.training import evaluation, finish, learner, text, trainer
+    from job.training import evaluation, learner, reporter, text, trainer
 
     plan, bad, step, harmed = points.plan, set(), [0], set()
     open_store, batches, backward = pretrain.open_store, text.Text.batches, learner.Learner.backward
@@ -233,7 +233,7 @@ def count_seams(points) -> None:
     pretrain.open_store = lambda *arguments: CountedStore(open_store(*arguments), points)
     text.Text.batches, learner.Learner.backward = watched, broken
     trainer.Trainer.train_step, evaluation.Evaluator._sum = numbered, evaluated
-    finish.plot_losses = lambda events, target: target.write_bytes(b"drawn") > 0  # drawing takes longer than training
+    reporter.Reporter.draw = lambda *_: {"report/report.html": b"drawn"}  # drawing takes longer than training
 
 
 def do_harm(plan, model, loss):

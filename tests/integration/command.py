@@ -157,7 +157,7 @@ class World:
         """A world in which nothing has happened."""
         folder.mkdir(parents=True, exist_ok=True)
         write_corpus(folder)
-        (folder / "run.toml").write_text(render_toml(tiny("run", Path("corpus.txt"))))
+        (folder / "run.toml").write_text(render_toml(tiny("run", Path("corpus.txt"), "observe.report=false")))
         return cls(folder, environ or {})
 
     def copy(self, folder: Path) -> "World":

@@ -39,7 +39,7 @@ class Finished:
 def finished(tmp_path_factory) -> Finished:
     """A run that nothing disturbed; not to be written to."""
     world = World.create(tmp_path_factory.mktemp("finished"))
-    return Finished(world, world.train())
+    return Finished(world, world.train("observe.report=true", "observe.tensorboard=true"))
 
 
 @dataclass(frozen=True)

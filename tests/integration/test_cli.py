@@ -27,6 +27,11 @@ COMMANDS = {
     "beams and chance": (*DRAWN, "--beams", "2"),
     "prompts of a file": ("generate", "--prompts", "prompts.jsonl", "--batch", "2", "--json", "--dtype", "auto"),
     "no prompt": ("generate",),
+    "report": ("report", "--json", "--to", "drawn", "--tensorboard"),
+    "report of two": ("report", "--to", "drawn", "--compare", "run", "kept.jsonl"),
+    "report of nothing": ("report", "--run", "nowhere"),
+    "report of no log": ("report", "--run", "other.txt"),
+    "report of a word": ("report", "run"),
 }
 
 
@@ -34,6 +39,7 @@ COMMANDS = {
 def here(finished, tmp_path_factory) -> World:
     """A finished run of this module's own, and another text beside it."""
     world = finished.world.copy(tmp_path_factory.mktemp("cli"))
+    (world.folder / "kept.jsonl").write_bytes((world.run / "events.jsonl").read_bytes()[:-30])
     (world.folder / "other.txt").write_text("line after line after line. " * 20)
     (world.folder / "prompts.jsonl").write_text('"line 1"\n{"prompt": "a"}\n\n"line \\u20ac"\n')
     return world
@@ -130,6 +136,35 @@ def test_generate_wants_a_prompt(said):
     """Without a prompt there is nothing to continue, and the message says how to give one."""
     assert said["no prompt"].codes == {78}
     assert "--prompt TEXT" in said["no prompt"].reason
+
+
+def test_report_says_where_the_page_is(said, here):
+    """`report --json`: the page, every file, and how far the run came; all of it lies where --to says."""
+    facts = json.loads(said["report"].stdout)
+
+    assert (facts["report"], facts["step"], facts["attempts"]) == ("drawn/report.html", 40, 1)
+    assert all((here.folder / file).stat().st_size > 0 for file in facts["files"])
+    assert "drawn/tensorboard/events.out.tfevents.0000000000.exported" in facts["files"]
+
+
+def test_report_compares(said, here):
+    """Runs after --compare share a page; one of them is a log that was cut, which is said."""
+    assert said["report of two"].stdout == "drawn/compare.html\n"
+    assert "kept.jsonl" in (here.folder / "drawn" / "compare.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("case", "code", "reason"),
+    [
+        ("report of nothing", 66, "nowhere: no such folder (expected a run with events.jsonl in it)"),
+        ("report of no log", 65, "other.txt: expected a run's events"),
+        ("report of a word", 2, "say --run run, or --compare RUN RUN ... for several"),
+    ],
+)
+def test_report_refuses_what_it_cannot_draw(said, case, code, reason):
+    """A run that is not there, a file that is no event log, and a word too many each have their code."""
+    assert said[case].codes == {code}
+    assert reason in said[case].reason
 
 
 def test_checkpoints_are_listed_oldest_first(here, finished):

@@ -23,7 +23,7 @@ def losses(finished, tmp_path_factory):
     config = replace(config, run_uri=str(finished.world.run))
 
     def of(name="other.txt", **what):
-        return evaluate(config, "last", lambda: None, corpus=str(folder / name), **what)["test"]
+        return evaluate(config, "last", lambda *_: None, corpus=str(folder / name), **what)["test"]
 
     return of
 

@@ -1,8 +1,11 @@
 """What a run lets people see: its endpoint while it lives, its history over a kill, its last values, its picture."""
 
 import re
+import signal
 
 import pytest
+
+from tests.integration.command import SLOW
 
 METRICS = [
     "pretrain_step",
@@ -170,9 +173,39 @@ def test_a_restart_is_counted(resumed):
     assert value(metrics, "pretrain_tokens_total") == 40 * 4 * 64
 
 
-def test_losses_are_drawn(finished):
-    """report/loss.png is a PNG of more than a few bytes."""
-    picture = (finished.world.run / "report" / "loss.png").read_bytes()
+def test_a_finished_run_has_its_report(finished):
+    """The page tells the end of the run, and the pictures lie beside it."""
+    folder = finished.world.run / "report"
+    page = (folder / "report.html").read_text()
 
-    assert picture.startswith(b"\x89PNG\r\n\x1a\n")
-    assert len(picture) > 10_000
+    assert '<span class="status good">complete</span>' in page
+    assert finished.world.history()[0]["corpus"]["fingerprint"] in page
+    assert (folder / "loss.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+
+
+def test_a_stopped_run_has_its_report(world):
+    """A run that was asked to stop has drawn how far it came before it ends."""
+    with world.training(*SLOW, "observe.report=true") as job:
+        job.until("checkpoint saved")
+        job.process.send_signal(signal.SIGTERM)
+        assert job.ending().code == 75
+
+    assert "ended with 75: Interrupted: SIGTERM received" in (world.run / "report" / "report.html").read_text()
+
+
+def test_tensorboard_reads_the_run(finished):
+    """Its files hold every logged step."""
+    reading = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    found = reading.EventAccumulator(str(finished.world.run / "tensorboard")).Reload()
+
+    assert [scalar.step for scalar in found.Scalars("loss/batch")] == list(range(5, 41, 5))
+
+
+def test_the_history_holds_what_a_report_needs(finished):
+    """Config, versions, machine, data and what starting up took stand in the log itself."""
+    started = finished.world.history()[0]
+
+    assert started["config"]["training"]["max_steps"] == 40
+    assert {"torch", "numpy"} <= started["code"]["packages"].keys()
+    assert started["machine"]["cores"] >= 1
+    assert {"importing", "pulling", "tokenizing", "restoring"} <= started["startup"].keys()

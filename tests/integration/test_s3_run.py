@@ -75,7 +75,8 @@ def continued(s3_server, corpus, tmp_path_factory) -> Continued:
         job.process.kill()
         job.ending()
     second = Remote(World.create(tmp_path_factory.mktemp("second"), s3_server.environ), s3_server, first.uri)
-    return Continued(second, second.world.train(*settings))
+    seen = ("observe.report=true", "observe.tensorboard=true")
+    return Continued(second, second.world.train(*settings, *seen))
 
 
 def test_a_run_in_a_bucket_is_the_run_in_a_folder(continued, finished):
@@ -97,12 +98,25 @@ def test_history_in_a_bucket_is_whole(continued):
 
 
 def test_views_are_in_the_bucket(continued):
-    """Picture and last values lie beside the checkpoints; no probe is left."""
+    """Report, TensorBoard's file and last values lie beside the checkpoints; no probe is left."""
     objects = continued.remote.objects()
 
     assert objects["report/loss.png"].startswith(b"\x89PNG")
+    assert b">complete<" in objects["report/report.html"]
+    assert [key for key in objects if key.startswith("tensorboard/events.out.tfevents.")]
     assert b"pretrain_restarts_total 1.0" in objects["metrics.prom"]
     assert not [key for key in objects if key.startswith("probe/")]
+
+
+def test_a_report_is_made_from_a_bucket(continued):
+    """`report --run s3://... --to FOLDER`: the page tells both attempts, and nothing is written to the bucket."""
+    before = continued.remote.objects()
+    ending = continued.remote.at("report", "--to", "here")
+    page = (continued.remote.world.folder / "here" / "report.html").read_text()
+
+    assert ending.stdout == "here/report.html\n"
+    assert "1 interruption" in page
+    assert continued.remote.objects() == before
 
 
 def test_checkpoints_in_a_bucket_are_listed(continued):

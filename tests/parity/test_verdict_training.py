@@ -73,7 +73,7 @@ def text(config):
     published("the-verdict.txt")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GPT_JOB_ASSETS", str(SHARED))
-        return read_text(config, lambda _: None, lambda: None)
+        return read_text(config, lambda _: None, lambda *_: None)
 
 
 def test_tokens_of_the_whole_story(text):

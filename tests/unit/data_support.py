@@ -17,7 +17,7 @@ from job.infra.object_store import ObjectStore
 SHARED = Path(os.environ.get("GPT_JOB_ASSETS", Path(__file__).parents[3] / "shared" / "data"))
 
 
-def still() -> None:
+def still(*_: int) -> None:
     """Progress that nobody watches."""
 
 

@@ -32,11 +32,12 @@ MAY_IMPORT |= dict.fromkeys(COMMANDS, BELOW_COMMANDS)
 MAY_IMPORT |= {
     "cli_options": GROUND,
     "cli_checkpoints": GROUND | {"cli_options", "checkpoints"},
+    "cli_report": GROUND | {"cli_options", "report"},
     "cli_weights": GROUND | {"infra", "cli_options", "weights"},
     "cli_serve": GROUND | {"infra", "cli_options", "serving", "serve"},
     "cli_serve_test": GROUND | {"infra", "cli_options", "generate", "serving", "serve_test"},
     "cli": GROUND
-    | {"infra", "cli_options", "cli_checkpoints", "cli_weights", "cli_serve", "cli_serve_test"}
+    | {"infra", "cli_options", "cli_checkpoints", "cli_report", "cli_weights", "cli_serve", "cli_serve_test"}
     | COMMANDS,
     "__main__": {"cli"},
     "__init__": {"config_file", "model", "training"},

@@ -176,7 +176,7 @@ def test_wrong_asset_is_passed_over(tmp_path, monkeypatch):
 def test_interrupted_pull(tmp_path, folder):
     """A stop asked for while files are read ends the pull."""
 
-    def stop():
+    def stop(*_):
         raise Interrupted("asked to stop")
 
     with pytest.raises(Interrupted):

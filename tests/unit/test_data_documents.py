@@ -225,7 +225,7 @@ def test_reading_reports_progress(tmp_path, write):
     corpus = pulled(config)
     calls = []
 
-    def stop_at_the_fourth():
+    def stop_at_the_fourth(*_):
         calls.append(1)
         if len(calls) == 4:
             raise Interrupted("asked to stop")

@@ -160,7 +160,7 @@ def test_a_killed_process_is_resumed(tmp_path, server):
     server.plans["/a.txt"] = Plan(TEXT)
     calls = []
 
-    def stop_soon():
+    def stop_soon(*_):
         calls.append(1)
         if len(calls) == 3:
             raise Interrupted("asked to stop")
@@ -179,7 +179,7 @@ def interrupted_download(tmp_path, server, pin=None):
     server.plans["/a.txt"].fail = []
     answers = []
 
-    def stop_at_the_second():
+    def stop_at_the_second(*_):
         answers.append(len(server.requests))
         if len(answers) > 1 and not server.plans["/a.txt"].cut_after:
             raise Interrupted("asked to stop")
@@ -240,7 +240,7 @@ def test_a_finished_partial_file_is_recognised(tmp_path, server):
     """A process that was stopped after the last byte does not cost a second download."""
     server.plans["/a.txt"] = Plan(TEXT)
 
-    def stop_when_hashing():
+    def stop_when_hashing(*_):
         partial = [path for path in leftovers(tmp_path) if not path.suffix]
         if partial and partial[0].stat().st_size == len(TEXT):
             raise Interrupted("asked to stop")
@@ -360,7 +360,7 @@ def test_the_lock_keeps_a_second_process_out(tmp_path):
 def test_waiting_for_the_lock_can_be_interrupted(tmp_path):
     """A process that waits for another still hears the request to stop."""
 
-    def stop():
+    def stop(*_):
         raise Interrupted("asked to stop")
 
     with locked(tmp_path, "name", still), pytest.raises(Interrupted), locked(tmp_path, "name", stop):

@@ -96,7 +96,7 @@ def test_files_come_at_once_and_in_order(folder, server):
     together = threading.Barrier(4, timeout=20)
     waited = set()
 
-    def meet():
+    def meet(*_):
         if len(waited) < 4 and threading.current_thread() not in waited and "Pool" in threading.current_thread().name:
             waited.add(threading.current_thread())
             together.wait()
@@ -126,7 +126,7 @@ def test_a_stop_ends_all():
                 stopping.set()
             still_wanted()
 
-    def advance():
+    def advance(*_):
         if stopping.is_set():
             raise Interrupted("asked to stop")
 

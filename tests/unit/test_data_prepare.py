@@ -221,7 +221,7 @@ def test_an_interruption_leaves_nothing_whole(tmp_path, call):
     corpus = pulled(config)
     calls = []
 
-    def stop():
+    def stop(*_):
         calls.append(1)
         if len(calls) == call:
             raise Interrupted("asked to stop")

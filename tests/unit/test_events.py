@@ -121,3 +121,24 @@ def test_a_damaged_segment_is_said(objects, tmp_path):
 
     assert [(line["log_level"], line["key"]) for line in said] == [("warning", key)]
     assert again.steps == []
+
+
+def test_secrets_at_any_depth_are_hidden(objects, tmp_path):
+    """A fact that holds settings holds no password, however deep it lies."""
+    log = EventLog(tmp_path / "events.jsonl", [], 1)
+    log.note("run started", 0, config={"data": {"corpus": ["https://me:secret@host/text?token=x"]}}, loss=float("nan"))
+
+    assert b"secret" not in log.view()
+    assert b"token" not in log.view()
+    assert json.loads(log.view())["loss"] is None
+
+
+def test_a_steady_clock_is_noted(objects, tmp_path, monkeypatch):
+    """Each event has the seconds since the log was opened, whatever the calendar does meanwhile."""
+    log = EventLog(tmp_path / "events.jsonl", [], 1)
+    log.record("step", 1)
+    monkeypatch.setattr("job.checkpoint.events.time.time", lambda: 0.0)
+    first, second = log.events[0], log.record("step", 2)
+
+    assert second["time"] < first["time"]
+    assert second["uptime"] >= first["uptime"] >= 0

@@ -113,6 +113,29 @@ def test_bytes_of_unknown_number_are_counted():
     assert "eta" not in lines[-1]
 
 
+def test_a_total_may_become_known_on_the_way():
+    """Bytes of one file after another: what is to come is added, and there is an end to tell."""
+    code = "bar.phase('pulling', None, 'bytes')\nbar.advance(0, 20_000)\nbar.advance(10_000)\nbar.advance(0, 20_000)"
+    lines = shown(on_a_terminal(f"{code}\nbar.close()"))
+
+    assert re.match(r"pulling .* 10k/40k bytes +\w+ +eta", lines[-1])
+
+
+def test_what_cannot_be_counted_has_no_count():
+    """A phase without units shows the time that it takes, and no 0."""
+    lines = shown(on_a_terminal("bar.phase('restoring')\nbar.close()"))
+
+    assert re.fullmatch(r"restoring +[━╸╺]+ +0s", lines[-1])
+
+
+def test_what_is_saved_stands_beside_the_bar():
+    """The last checkpoint and the GPU's memory, where there is room for them."""
+    code = "bar.phase('training', 100, 'steps')\nbar.update(40, loss=2.0, more={'saved': '30', 'gpu': '12.3GB'})"
+    lines = shown(on_a_terminal(f"{code}\nbar.close()", columns=120))
+
+    assert re.match(r"training .* 40/100  loss 2\.000  saved 30  gpu 12\.3GB", lines[-1])
+
+
 def test_a_phase_replaces_the_one_before():
     """One line at a time; training goes on where it was after an evaluation."""
     code = """

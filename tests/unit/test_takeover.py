@@ -41,7 +41,8 @@ def train(tmp_path):
     corpus, threads = write_corpus(tmp_path), torch.get_num_threads()
 
     def run(steps):
-        resolved = tiny(tmp_path / "run", corpus, f"training.max_steps={steps}", "training.eval_every=100")
+        settings = (f"training.max_steps={steps}", "training.eval_every=100", "observe.report=false")
+        resolved = tiny(tmp_path / "run", corpus, *settings)
         pretrain.pretrain(resolved, StopSignal(30.0), SilentProgress(), RunStatus())
 
     yield run

@@ -240,7 +240,7 @@ def run(corpus, tmp_path):
     """Trains the tiny run in this process to its end; its events."""
 
     def train(*settings, name="run"):
-        resolved = tiny(f"{tmp_path}/{name}", corpus, *settings)
+        resolved = tiny(f"{tmp_path}/{name}", corpus, "observe.report=false", *settings)
         pretrain(resolved, StopSignal(30.0), SilentProgress(), RunStatus())
         return [json.loads(line) for line in (tmp_path / name / "events.jsonl").read_text().splitlines()]
 
@@ -340,7 +340,7 @@ def text(config):
 
     def read(*settings):
         chosen = config(*settings)
-        return chosen, read_text(chosen, lambda _: None, lambda: None)
+        return chosen, read_text(chosen, lambda _: None, lambda *_: None)
 
     return read
 
@@ -403,7 +403,7 @@ def test_the_loss_does_not_depend_on_passes(measured, monkeypatch):
     chosen, model, expected = measured
     monkeypatch.setattr(evaluation, "_LOGIT_BYTES", 0)
     passes = []
-    found = evaluator(chosen, rows_at_least=3, advance=lambda: passes.append(3)).measure(model, "train")
+    found = evaluator(chosen, rows_at_least=3, advance=lambda *_: passes.append(3)).measure(model, "train")
 
     assert len(passes) == 3
     assert found.loss == pytest.approx(expected, abs=1e-6)

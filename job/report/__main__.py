@@ -1,0 +1,23 @@
+"""`python -m job.report EVENTS URI FOLDER`: draws in a process of its own, so that it cannot harm a training."""
+
+import os
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+_NICE = 19  # training goes first
+
+
+def main(events: str, uri: str, folder: str) -> None:
+    """Write the report of the run at `uri`, whose event log lies in the file `events`, into `folder`."""
+    with suppress(AttributeError, OSError):  # not on Windows
+        os.nice(_NICE)
+    from job.report.command import report_files  # noqa: PLC0415 - slow, so after stepping back
+    from job.report.page import read_run  # noqa: PLC0415
+
+    for name, content in report_files(read_run(Path(events).read_bytes(), uri, events)).items():
+        (Path(folder) / name).write_bytes(content)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
