@@ -13,6 +13,7 @@ import click
 import structlog
 
 from job.cli_checkpoints import checkpoints
+from job.cli_ladder import ladder
 from job.cli_options import (
     config_at,
     config_options,
@@ -359,6 +360,7 @@ def generate(
 main.add_command(checkpoints)
 main.add_command(weights_group)
 main.add_command(serve)
+main.add_command(ladder)
 
 
 @main.group()

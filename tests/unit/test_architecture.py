@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "training": GROUND | {"infra", "model", "data", "checkpoint", "report"},
 }
 MAY_IMPORT["serving"] = set(MAY_IMPORT)
-COMMANDS = {"pretrain", "prepare", "evaluate", "generate", "checkpoints", "weights", "serve"}
+COMMANDS = {"pretrain", "prepare", "evaluate", "generate", "checkpoints", "weights", "serve", "ladder"}
 BELOW_COMMANDS = set(MAY_IMPORT)
 MAY_IMPORT |= dict.fromkeys(COMMANDS, BELOW_COMMANDS)
 MAY_IMPORT |= {
@@ -34,7 +34,8 @@ MAY_IMPORT |= {
     "cli_checkpoints": GROUND | {"cli_options", "checkpoints"},
     "cli_weights": GROUND | {"infra", "cli_options", "weights"},
     "cli_serve": GROUND | {"infra", "cli_options", "serving", "serve"},
-    "cli": GROUND | {"infra", "cli_options", "cli_checkpoints", "cli_weights", "cli_serve"} | COMMANDS,
+    "cli_ladder": GROUND | {"infra", "cli_options", "ladder"},
+    "cli": GROUND | {"infra", "cli_options", "cli_checkpoints", "cli_weights", "cli_serve", "cli_ladder"} | COMMANDS,
     "__main__": {"cli"},
     "__init__": {"config_file", "model", "training"},
 }
