@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import click
 import structlog
 
+from job.cli_check import check
 from job.cli_checkpoints import checkpoints
 from job.cli_ladder import ladder
 from job.cli_options import (
@@ -361,6 +362,7 @@ main.add_command(checkpoints)
 main.add_command(weights_group)
 main.add_command(serve)
 main.add_command(ladder)
+main.add_command(check)
 
 
 @main.group()

@@ -26,16 +26,21 @@ MAY_IMPORT = {
     "training": GROUND | {"infra", "model", "data", "checkpoint", "report"},
 }
 MAY_IMPORT["serving"] = set(MAY_IMPORT)
-COMMANDS = {"pretrain", "prepare", "evaluate", "generate", "checkpoints", "weights", "serve", "ladder"}
+MAY_IMPORT["checks"] = set(MAY_IMPORT) - {"serving", "report"}
+COMMANDS = {"pretrain", "prepare", "evaluate", "generate", "checkpoints", "weights", "serve", "ladder", "check"}
 BELOW_COMMANDS = set(MAY_IMPORT)
 MAY_IMPORT |= dict.fromkeys(COMMANDS, BELOW_COMMANDS)
+GROUPS = {"cli_checkpoints", "cli_weights", "cli_serve", "cli_ladder", "cli_check"}
 MAY_IMPORT |= {
     "cli_options": GROUND,
     "cli_checkpoints": GROUND | {"cli_options", "checkpoints"},
     "cli_weights": GROUND | {"infra", "cli_options", "weights"},
     "cli_serve": GROUND | {"infra", "cli_options", "serving", "serve"},
+    "cli_check": GROUND | {"cli_options", "checks", "check"},
     "cli_ladder": GROUND | {"infra", "cli_options", "ladder"},
-    "cli": GROUND | {"infra", "cli_options", "cli_checkpoints", "cli_weights", "cli_serve", "cli_ladder"} | COMMANDS,
+    "cli": GROUND
+    | {"infra", "cli_options", "cli_checkpoints", "cli_weights", "cli_serve", "cli_ladder", "cli_check"}
+    | COMMANDS,
     "__main__": {"cli"},
     "__init__": {"config_file", "model", "training"},
 }
