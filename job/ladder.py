@@ -204,10 +204,11 @@ def _about(small: Config, large: Config, text: Text, seeds: int) -> dict[str, An
 
 
 def _write(folder: Path, summary: Summary) -> None:
+    facts = json.loads(json.dumps(summary.plain()), parse_constant=lambda _: None)  # JSON has no NaN
     with folder_errors(f"write {folder}"):
         picture = plot_ladder(summary)
         for name, content in (
-            ("ladder.json", (json.dumps(summary.plain(), indent=1) + "\n").encode()),
+            ("ladder.json", (json.dumps(facts, indent=1) + "\n").encode()),
             ("ladder.png", picture),
             ("ladder.html", write_page(summary, picture).encode()),
         ):
