@@ -14,7 +14,7 @@ AGAIN = $(if $(filter-out quickstart,$(PRESET)), PRESET=$(PRESET))$(if $(CORPUS)
 FROM = $(CONFIG) $(if $(RUN),--run '$(RUN)')
 
 ##@ Everyday
-.PHONY: help install train generate evaluate serve serve-test prove
+.PHONY: help install train generate evaluate serve serve-test ladder prove
 help: ## Show this list
 	@awk -F':.*## ' '/^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z0-9.-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' Makefile
 	@printf '\nVariables: PRESET=verdict  CORPUS=my.txt  SET="model.n_layer=6 seed=1"  RUN=runs/...  PROMPT="The"\n'
@@ -37,6 +37,10 @@ serve: $(VENV)/.installed ## Answer completions over HTTP with the model that ma
 
 serve-test: $(VENV)/.installed ## Check its answers, put load on it, and write a report into serve-test/
 	@$(JOB) serve-test $(FROM)
+
+ladder: PRESET = baby-cpu
+ladder: $(VENV)/.installed ## From a bigram to a GPT, one part at a time: a table and a page (four minutes)
+	@$(JOB) ladder $(CONFIG)
 
 prove: $(VENV)/.installed ## Kill a training again and again, and show that it ends as if nothing had been (a minute)
 	@$(VENV)/bin/python -m tests.chaos.prove $(if $(SEED),--seed $(SEED))

@@ -14,7 +14,9 @@ from typing import Any, NoReturn
 import click
 import structlog
 
+from job.cli_check import check
 from job.cli_checkpoints import checkpoints
+from job.cli_ladder import ladder
 from job.cli_options import (
     config_at,
     config_options,
@@ -383,6 +385,8 @@ main.add_command(weights_group)
 main.add_command(report)
 main.add_command(serve)
 main.add_command(serve_test)
+main.add_command(ladder)
+main.add_command(check)
 
 
 @main.group()

@@ -98,7 +98,7 @@ def pull(config: DataConfig, open_store: OpenStore, advance: Advance, meter: Met
     """
     meter = meter or Meter()
     cache = ContentCache(cache_folder(config), config.max_bytes, advance)
-    addresses = [found for address in parse_addresses(config.corpus) for found in _listed(address, cache, open_store)]
+    addresses = [found for address in parse_addresses(config.corpus) for found in listed(address, cache, open_store)]
     sources = [source for address in addresses for source in _sources(address, open_store)]
     meter.phase("pulling", len(sources), "files")
 
@@ -110,7 +110,7 @@ def pull(config: DataConfig, open_store: OpenStore, advance: Advance, meter: Met
     return Corpus(tuple(all_at_once(fetch, sources, config.downloads, advance)), config.text_field)
 
 
-def _listed(address: Address, cache: ContentCache, open_store: OpenStore) -> list[Address]:
+def listed(address: Address, cache: ContentCache, open_store: OpenStore) -> list[Address]:
     """The address itself, or those in the manifest that it names."""
     if not is_manifest(address):
         return [address]
@@ -141,7 +141,7 @@ def _sources(address: Address, open_store: OpenStore) -> Iterator[Source]:
     elif address.scheme == "s3":
         bucket, _, key = address.uri.removeprefix("s3://").partition("/")
         store = open_store(f"s3://{bucket}")
-        keys = _keys(store, key)
+        keys = keys_of(store, key)
         _require_one(address, len(keys))
         yield from (partial(_object, address, store, found) for found in keys)
     else:
@@ -171,7 +171,7 @@ def _download(address: Address, fmt: Format, cache: ContentCache) -> CorpusFile:
     return _file(public(address.uri), cache.fetch_url(address.uri, address.sha256, fmt.suffix), fmt)
 
 
-def _keys(store: ObjectStore, key: str) -> list[str]:
+def keys_of(store: ObjectStore, key: str) -> list[str]:
     """`key` itself when it is an object, else those of a known format below it."""
     if key and not key.endswith("/"):
         try:

@@ -84,7 +84,7 @@ class Download:
         self._note = partial.with_name(f"{partial.name}.json")  # the version that the partial file is of
         self._resumes_blindly, self._max_bytes = resumes_blindly, max_bytes
         self._advance, self._sleep, self._clock = advance, sleep, clock
-        self._pool = _pool(url)
+        self._pool = pool_for(url)
         self.resumed = False  # whether bytes of several answers were joined
         self.unencrypted = False  # whether any of them came over plain http
 
@@ -105,8 +105,8 @@ class Download:
             except (HTTPError, _Passing) as error:
                 failures = 1 if self._size() - before >= PROGRESS else failures + 1
                 if failures >= ATTEMPTS or _is_hopeless(error):
-                    raise StorageError(f"{self._shown}: {_reason(error)} ({failures} attempts)") from error
-                log.warning("download interrupted", uri=self._shown, reason=_reason(error), have=self._size())
+                    raise StorageError(f"{self._shown}: {reason_of(error)} ({failures} attempts)") from error
+                log.warning("download interrupted", uri=self._shown, reason=reason_of(error), have=self._size())
                 self._pause(BACKOFF * 2 ** (failures - 1))
 
     def remove(self) -> None:
@@ -219,7 +219,7 @@ class Download:
             seconds -= 0.5
 
 
-def _pool(url: str) -> PoolManager:
+def pool_for(url: str) -> PoolManager:
     """Connections as the proxy variables of the environment want them."""
     host, scheme = urlsplit(url).hostname or "", urlsplit(url).scheme.lower()
     proxy = getproxies().get(scheme)
@@ -249,7 +249,7 @@ def _is_hopeless(error: Exception) -> bool:
     return isinstance(error, MaxRetryError) and isinstance(error.reason, SSLError)
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """What went wrong, without the URL that urllib3 repeats in its messages."""
     cause = error.reason if isinstance(error, MaxRetryError) and error.reason else error
     return f"{type(cause).__name__}: {cause}" if isinstance(cause, HTTPError) else str(cause)

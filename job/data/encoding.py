@@ -6,7 +6,6 @@ a list of Python numbers. Which worker has done a batch, and how many there are,
 
 import os
 import signal
-import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,7 +15,6 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from queue import SimpleQueue
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -26,6 +24,7 @@ from job.data.shards import AnyTokens, token_type
 from job.data.splits import SPLITS, Segment
 from job.data.tokenizer import NEWLINE, Tokenizer
 from job.errors import DataError, JobError
+from job.infra.spawning import no_main_module
 
 MAX_THREADS = 16
 WORTH_PROCESSES = 16 << 20  # bytes of corpus from which on processes are started: that takes them half a second
@@ -124,7 +123,7 @@ class _Worker:
         context = get_context("spawn")  # a fork would take over threads' locks, and all memory that torch has by then
         self._connection, other = context.Pipe()
         self._process: SpawnProcess = context.Process(target=_work, args=(other, tokenizer), daemon=True)
-        with _no_main_module():
+        with no_main_module():
             self._process.start()
         other.close()
 
@@ -150,17 +149,6 @@ class _Worker:
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
-
-
-@contextmanager
-def _no_main_module() -> Generator[None, None, None]:
-    """Let a process that starts meanwhile run nothing of the program that starts it: a worker needs none of that."""
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
 
 
 def _received(connection: Connection, facts: tuple[Any, ...]) -> Part:

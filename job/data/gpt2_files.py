@@ -40,12 +40,27 @@ def gpt2_tokenizer(config: DataConfig, advance: Advance) -> BpeTokenizer:
     return BpeTokenizer("gpt2", PATTERN, ranks, {END_OF_TEXT: published[END_OF_TEXT]})
 
 
+def missing_files(config: DataConfig, advance: Advance) -> list[Asset]:
+    """Which of the two would be downloaded."""
+    cache = ContentCache(cache_folder(config), config.max_bytes, advance)
+    return [
+        asset
+        for asset in (MERGES, NUMBERS)
+        if not _in_folders(asset, config, advance) and not cache.find(asset.sha256, Path(asset.name).suffix)
+    ]
+
+
+def _in_folders(asset: Asset, config: DataConfig, advance: Advance) -> Path | None:
+    tiktoken_name = hashlib.sha1(asset.url.encode(), usedforsecurity=False).hexdigest()
+    found = find_asset(asset, _folders(config), advance, tiktoken_name)
+    return found.path if found else None
+
+
 def _find(asset: Asset, config: DataConfig, advance: Advance) -> Path:
     folders = _folders(config)
     cache = ContentCache(cache_folder(config), config.max_bytes, advance)
-    tiktoken_name = hashlib.sha1(asset.url.encode(), usedforsecurity=False).hexdigest()
-    if found := find_asset(asset, folders, advance, tiktoken_name):
-        return found.path
+    if found := _in_folders(asset, config, advance):
+        return found
     try:
         return cache.fetch_url(asset.url, asset.sha256, Path(asset.name).suffix).path
     except (NotFoundError, AccessError, StorageError) as error:

@@ -131,6 +131,12 @@ def usable_cores() -> int:
     return max(1, min(torch.get_num_threads(), _quota()))
 
 
+def cores() -> int:
+    """Cores that this process and those it starts may keep busy together, whatever torch uses of them."""
+    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(own, _quota()))
+
+
 def _quota() -> int:
     """Whole cores that a control group (version 2 or 1) allows; many when it does not say."""
     with contextlib.suppress(OSError, ValueError):

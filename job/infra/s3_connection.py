@@ -85,16 +85,17 @@ def _is_garbled(verb: str, error: ClientError) -> bool:
     return verb == "get_object" and status(error) == 404 and code(error) in {"", "404"}
 
 
-def connect(config: StorageConfig, moved: Callable[[], None] = lambda: None) -> Connection:
+def connect(config: StorageConfig, moved: Callable[[], None] = lambda: None, tries: int = 8) -> Connection:
     """A connection to S3. Credentials, region, endpoint and CA come from boto3's own chain.
 
     Args:
         config: What that chain does not cover.
         moved: Called when bytes moved, from any thread.
+        tries: Of a request that gets no answer.
     """
     connect_timeout, read_timeout = config.timeouts
     options = Config(
-        retries={"mode": "standard", "total_max_attempts": 8},
+        retries={"mode": "standard", "total_max_attempts": tries},
         connect_timeout=connect_timeout,
         read_timeout=read_timeout,
         tcp_keepalive=True,

@@ -9,9 +9,15 @@ from job.errors import ConfigError
 from job.infra.directory_store import DirectoryObjectStore
 from job.infra.object_store import ObjectStore
 
+TRIES = 8  # of a request that gets no answer, with growing pauses
+
 
 def open_store(
-    uri: str, config: StorageConfig, moved: Callable[[], None] = lambda: None, single_writer_unsafe: bool = False
+    uri: str,
+    config: StorageConfig,
+    moved: Callable[[], None] = lambda: None,
+    single_writer_unsafe: bool = False,
+    tries: int = TRIES,
 ) -> ObjectStore:
     """The store that `uri` names. Nothing is read or written yet.
 
@@ -20,6 +26,7 @@ def open_store(
         config: Settings of the store.
         moved: Called whenever bytes moved, from any thread; must not raise.
         single_writer_unsafe: A person's word that nobody else writes: a store without conditional writes will do.
+        tries: Of a request that gets no answer.
 
     Raises:
         ConfigError: No store that this job knows has such a URI, or a setting does not fit it.
@@ -32,7 +39,7 @@ def open_store(
         from job.infra.s3 import S3ObjectStore  # noqa: PLC0415 - boto3 loads only when there is a bucket
         from job.infra.s3_connection import connect  # noqa: PLC0415
 
-        return S3ObjectStore(connect(config, moved), bucket, prefix.strip("/"), config, single_writer_unsafe)
+        return S3ObjectStore(connect(config, moved, tries), bucket, prefix.strip("/"), config, single_writer_unsafe)
     raise ConfigError(f"{uri} names no store: s3://BUCKET/PREFIX, file:///FOLDER and folders are supported")
 
 

@@ -61,6 +61,7 @@ class Plan:
     cut_after: list[int] = field(default_factory=list)  # body bytes of the first, second, ... answer
     headers: dict[str, str] = field(default_factory=dict)
     fail: list[int] = field(default_factory=list)  # statuses of the first answers
+    head: bool = True  # whether HEAD is allowed; a presigned address allows GET alone
 
 
 class Server(ThreadingHTTPServer):
@@ -81,6 +82,13 @@ class Server(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     server: Server
     protocol_version = "HTTP/1.1"
+
+    def do_HEAD(self) -> None:
+        self.server.requests.append((f"HEAD {self.path}", dict(self.headers)))
+        plan = self.server.plans.get(self.path.partition("?")[0], Plan(status=404))
+        self.send_response(plan.status if plan.head else 403)
+        self.send_header("Content-Length", str(len(plan.content)))
+        self.end_headers()
 
     def do_GET(self) -> None:
         self.server.requests.append((self.path, dict(self.headers)))
@@ -104,7 +112,7 @@ class _Handler(BaseHTTPRequestHandler):
         asked, condition = self.headers.get("Range"), self.headers.get("If-Range")
         if not asked or not plan.ranges or (condition and condition != plan.etag):
             return None
-        return int(asked.removeprefix("bytes=").removesuffix("-"))
+        return int(asked.removeprefix("bytes=").partition("-")[0])
 
     def _send(self, status: int, body: bytes, headers: dict[str, str] | None = None, plan: Plan | None = None) -> None:
         self.send_response(status)

@@ -26,7 +26,9 @@ MAY_IMPORT = {
     "training": GROUND | {"infra", "model", "data", "checkpoint", "report"},
 }
 MAY_IMPORT["serving"] = set(MAY_IMPORT)
-COMMANDS = {"pretrain", "prepare", "evaluate", "generate", "checkpoints", "weights", "serve", "serve_test"}
+MAY_IMPORT["checks"] = set(MAY_IMPORT) - {"serving", "report"}
+COMMANDS = {"pretrain", "prepare", "evaluate", "generate", "checkpoints", "weights"}
+COMMANDS |= {"serve", "serve_test", "ladder", "check"}
 BELOW_COMMANDS = set(MAY_IMPORT)
 MAY_IMPORT |= dict.fromkeys(COMMANDS, BELOW_COMMANDS)
 MAY_IMPORT |= {
@@ -36,8 +38,11 @@ MAY_IMPORT |= {
     "cli_weights": GROUND | {"infra", "cli_options", "weights"},
     "cli_serve": GROUND | {"infra", "cli_options", "serving", "serve"},
     "cli_serve_test": GROUND | {"infra", "cli_options", "generate", "serving", "serve_test"},
+    "cli_check": GROUND | {"cli_options", "checks", "check"},
+    "cli_ladder": GROUND | {"infra", "cli_options", "ladder"},
     "cli": GROUND
     | {"infra", "cli_options", "cli_checkpoints", "cli_report", "cli_weights", "cli_serve", "cli_serve_test"}
+    | {"cli_check", "cli_ladder"}
     | COMMANDS,
     "__main__": {"cli"},
     "__init__": {"config_file", "model", "training"},

@@ -1,0 +1,176 @@
+"""What torch can do here: gradients, the device, whether the model fits it, and how long a step takes."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+
+from job.checks.finding import Finding, problem, size
+from job.checks.machine import memory_limit
+from job.checks.memory import Memory, estimate, slice_of
+from job.checks.text import Outlook
+from job.config import Config
+from job.errors import ConfigError, JobError
+from job.infra.device import Numerics, apply_numerics, choose_numerics
+from job.infra.place import Place
+from job.infra.progress import duration, short
+from job.model.gpt import GPT, unfilled
+from job.training.flops import training_flops_per_token
+from job.training.optimizer import build_optimizer
+from job.training.timetable import total_steps
+
+_WHOLE = {"cuda": 6e13}  # FLOPs of a pass, about a second: more are extrapolated from slices of the model
+_WHOLE_ELSEWHERE = 3e10
+_ENOUGH = 0.5  # seconds of measuring
+_LONG = 30 * 86400.0  # seconds of training that a person should know of before
+
+
+def autograd(device: torch.device) -> Finding:
+    """Whether torch's gradients on `device` are those of the textbook's neuron, known to four digits."""
+    w, b = (torch.tensor([value], device=device, requires_grad=True) for value in (2.2, 0.0))
+    x, y = (torch.tensor([value], device=device) for value in (1.1, 1.0))
+    torch.autograd.backward(F.binary_cross_entropy(torch.sigmoid(x * w + b), y))
+    assert w.grad is not None
+    assert b.grad is not None
+    found = [round(gradient.item(), 4) for gradient in (w.grad, b.grad)]
+    said = f"gradients of w and b on {device}: {found[0]} and {found[1]}"
+    if found != [-0.0898, -0.0817]:
+        reason = ConfigError(f"{said}, expected -0.0898 and -0.0817")
+        return problem("autograd", reason, "torch computes wrongly here: install it again, or use another machine")
+    return Finding(about="autograd", said=said)
+
+
+def device(config: Config, place: Place) -> tuple[Finding, Numerics | None]:
+    """What the run would compute with."""
+    try:
+        numerics = choose_numerics(config.runtime, None, place)
+        apply_numerics(numerics, place)
+    except JobError as error:
+        return problem("device", error), None
+    name = torch.cuda.get_device_name() if numerics.device == "cuda" else f"{numerics.threads} threads"
+    said = f"{numerics.device} ({name}), {numerics.precision}, torch {torch.__version__}"
+    return Finding(about="device", said=said, facts=numerics.plain()), numerics
+
+
+def memory(config: Config, outlook: Outlook, numerics: Numerics) -> tuple[Iterator[Finding], Memory]:
+    """Whether training fits; the host also holds the copy that a checkpoint is written from."""
+    need = estimate(config, outlook.vocab_size, numerics, torch.device(numerics.device))
+    return _judged(config, need, numerics), need
+
+
+def _judged(config: Config, need: Memory, numerics: Numerics) -> Iterator[Finding]:
+    parts = ", ".join(
+        f"{name} {size(need.plain()[name])}" for name in ("model", "gradients", "optimizer", "activations")
+    )
+    if numerics.device == "cuda":
+        free, _ = torch.cuda.mem_get_info()
+        yield _room("memory: GPU", f"a step takes about {size(need.step)} ({parts})", need.step, free, config)
+        yield _room("memory: host", f"checkpoints take {size(need.snapshot)}", need.snapshot, memory_limit(), config)
+        return
+    total = need.step + need.snapshot
+    said = f"a step takes about {size(need.step)} ({parts}), checkpoints {size(need.snapshot)}"
+    yield _room("memory", said, total, memory_limit(), config, need)
+
+
+def _room(about: str, said: str, needed: int, free: int | None, config: Config, need: Memory | None = None) -> Finding:
+    facts = {"needed": needed, "free": free, **(need.plain() if need else {})}
+    if free is None:
+        return Finding(about=about, said=f"{said}; how much there is, is not known", facts=facts)
+    said = f"{said}; {size(free)} are free"
+    if needed <= free:
+        return Finding(about=about, said=said, facts=facts)
+    rows = config.training.rows_per_pass
+    smaller = f"training.micro_batch_size below {rows}" if rows > 1 else "a smaller model or model.context_length"
+    advice = f"{smaller}, more memory, or runtime.parallel=fsdp over several processes"
+    return Finding(about=about, level="error", said=said, advice=advice, code=ConfigError.exit_code, facts=facts)
+
+
+@dataclass(frozen=True, slots=True)
+class _Speed:
+    """Seconds of a forward and backward pass, and of an update."""
+
+    of_pass: float
+    of_update: float
+    measured: bool
+
+
+def step(config: Config, outlook: Outlook, numerics: Numerics, fits: bool) -> Finding:
+    """How long a step takes, and all of them."""
+    rows = -(-config.training.batch_size // numerics.world_size)
+    per_pass = min(rows, config.training.rows_per_pass)
+    speed = _speed(config, outlook.vocab_size, numerics, per_pass, fits)
+    passes = -(-rows // per_pass)
+    seconds = passes * speed.of_pass + speed.of_update
+    tokens = config.tokens_per_step / seconds
+    steps = total_steps(config.training, _windows(config, outlook)) if _has_end(config, outlook) else None
+    how = "measured" if speed.measured else "extrapolated from two blocks"
+    said = f"{seconds:.3g} s a step ({how}), {short(tokens)} tokens a second"
+    facts = {"seconds": seconds, "tokens_per_second": tokens, "measured": speed.measured, "steps": steps}
+    if steps is None:
+        return Finding(about="time", said=f"{said}; how many steps follows from the corpus", facts=facts)
+    whole = steps * seconds + _evaluating(config, steps, passes * speed.of_pass / 3)
+    if limit := config.training.max_seconds:
+        whole = min(whole, limit)
+    facts["total_seconds"] = whole
+    said = f"{said}; {steps:,} steps take about {duration(whole)}, evaluations included"
+    if whole > _LONG:
+        return Finding(about="time", level="warning", said=said, advice="a faster device, or fewer steps", facts=facts)
+    return Finding(about="time", said=said, facts=facts)
+
+
+def _has_end(config: Config, outlook: Outlook) -> bool:
+    return outlook.tokens is not None or (config.training.max_steps is not None and config.training.epochs is None)
+
+
+def _windows(config: Config, outlook: Outlook) -> int:
+    return max(1, int((outlook.tokens or 0) * config.data.split[0]) // config.window_stride)
+
+
+def _evaluating(config: Config, steps: int, seconds_of_batch: float) -> float:
+    """Seconds of all evaluations on train and validation; 0 where they are whole splits or follow epochs."""
+    every, batches = config.training.eval_every, config.training.eval_batches
+    return 0.0 if every == "epoch" or batches is None else (steps // every + 1) * 2 * batches * seconds_of_batch
+
+
+def _speed(config: Config, vocab_size: int, numerics: Numerics, rows: int, fits: bool) -> _Speed:
+    """Measured on the model itself where that takes little; else on one and two of its blocks and one sequence."""
+    target, layers = torch.device(numerics.device), config.model.n_layer
+    flops = training_flops_per_token(unfilled(config.model, vocab_size, "meta")) * rows * config.model.context_length
+    if fits and flops < _WHOLE.get(numerics.device, _WHOLE_ELSEWHERE):
+        whole = slice_of(config.model, layers, vocab_size, target)
+        return _Speed(*_timed(whole, rows, config, numerics), measured=True)
+    one, two = (slice_of(config.model, few, vocab_size, target) for few in (1, 2))
+    (of_one, _), (of_two, update) = (_timed(model, 1, config, numerics) for model in (one, two))
+    of_pass = rows * (of_one + (layers - 1) * max(0.0, of_two - of_one))
+    parameters = one.parameter_count + (layers - 1) * (two.parameter_count - one.parameter_count)
+    return _Speed(of_pass, update * parameters / two.parameter_count, measured=False)
+
+
+def _timed(model: GPT, rows: int, config: Config, numerics: Numerics) -> tuple[float, float]:
+    """Seconds of a pass over `rows` sequences and of an update: the fastest of some, after a first one."""
+    optimizer = build_optimizer(model, config.optimizer)
+    tokens = torch.zeros(rows, config.model.context_length, dtype=torch.int64, device=numerics.device)
+    passes: list[float] = []
+    updates: list[float] = []
+    until = 0.0
+    while len(passes) < 3 or (time.perf_counter() < until and len(passes) < 20):
+        started = _now(numerics)
+        with numerics.autocast():
+            loss = F.cross_entropy(model(tokens).flatten(0, 1), tokens.flatten())
+        torch.autograd.backward(loss)
+        between = _now(numerics)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        ended = _now(numerics)
+        passes.append(between - started)
+        updates.append(ended - between)
+        until = until or ended + _ENOUGH
+    return min(passes[1:]), min(updates[1:])
+
+
+def _now(numerics: Numerics) -> float:
+    if numerics.device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()

@@ -1,0 +1,62 @@
+"""The command that looks before anything is billed: parse, ask, print, end with the code of the worst finding."""
+
+from pathlib import Path
+
+import click
+
+from job import errors
+from job.checks.finding import Finding, exit_code
+from job.cli_options import config_options, json_option, print_json, resolve, single_writer_option
+from job.config_file import ResolvedConfig
+from job.errors import ConfigError, JobError
+
+_CLASSES = {cls.exit_code: cls for cls in vars(errors).values() if isinstance(cls, type) and issubclass(cls, JobError)}
+_STYLES = {"ok": "green", "warning": "yellow", "error": "red"}
+
+
+@click.command()
+@config_options
+@single_writer_option
+@json_option
+def check(
+    preset: str | None, path: Path | None, overrides: tuple[str, ...], single_writer_unsafe: bool, as_json: bool
+) -> None:
+    """Look, in seconds and without a download, whether the run that the config describes can succeed here.
+
+    Settings, driver, shared memory, corpus, tokenizer, device, gradients, memory, disk, the time of a step and of the
+    whole run, and every right on storage. All that is wrong is said, each with what to do; the exit code is that of
+    the worst finding, as train would end with it.
+
+    \b
+    gpt-job check --preset gpt2-124m --set run_uri=s3://bucket/run
+    gpt-job check --config run.toml --json
+    """
+    from job.check import check as run  # noqa: PLC0415 - numpy loads only now, and torch after the first answers
+
+    found: list[Finding] = []
+    for finding in run(_resolved(preset, path, overrides), single_writer_unsafe):
+        found.append(finding)
+        if not as_json:
+            _show(finding)
+    code = exit_code(found)
+    if as_json:
+        levels = {finding.level for finding in found}
+        worst = next((level for level in ("error", "warning") if level in levels), "ok")
+        print_json({"status": worst, "code": code, "findings": [finding.plain() for finding in found]})
+    if code:
+        errors_found = [f"{finding.about}: {finding.said}" for finding in found if finding.level == "error"]
+        raise _CLASSES[code]("; ".join(errors_found))
+
+
+def _resolved(preset: str | None, path: Path | None, overrides: tuple[str, ...]) -> ResolvedConfig | ConfigError:
+    try:
+        return resolve(preset, path, overrides)
+    except ConfigError as error:
+        return error
+
+
+def _show(finding: Finding) -> None:
+    click.secho(f"{finding.level:<8}", fg=_STYLES[finding.level], nl=False)
+    click.echo(f"{finding.about:<23} {finding.said}")
+    if finding.advice:
+        click.echo(f"{'':<32}-> {finding.advice}")
