@@ -18,6 +18,7 @@ from job.checkpoint.store import CheckpointStore
 from job.config import Config, identity, identity_digest, plain
 from job.config_file import ResolvedConfig, default_run_uri
 from job.errors import AccessError, FencedError, Interrupted, JobError, NotFoundError, StorageError
+from job.infra.allocator import keep_freed_memory
 from job.infra.device import changes, choose_numerics, gpu_use, memory_errors
 from job.infra.environment import code_facts, owner_facts
 from job.infra.health import HealthServer, Pulse
@@ -82,7 +83,10 @@ def pretrain(
         facts = _facts(config, text, newest)
         if newest:
             _require_same(resolved, newest, facts["identity"])
-        numerics = choose_numerics(config.runtime, newest.facts.get("numerics") if newest else None)
+        stored = newest.facts.get("numerics") if newest else None
+        numerics = choose_numerics(config.runtime, stored)
+        if numerics.device == "cpu":
+            keep_freed_memory()
         may_delete = _claim(checkpoints, restart_from_scratch, single_writer_unsafe)
         metrics.phase("restoring")
         metrics.describe(facts["code"]["packages"], gpu_use if numerics.device == "cuda" else None)

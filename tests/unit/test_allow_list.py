@@ -8,7 +8,9 @@ import pytest
 import job
 
 ROOT = Path(job.__file__).parent
-ALLOWED: set[tuple[str, str]] = set()  # (file, call), each with its reason beside it
+ALLOWED = {  # (file, call), each with its reason beside it
+    ("infra/allocator.py", "ctypes.CDLL"),  # of the process itself, no library is loaded: mallopt has no other way in
+}
 
 NAMES = {"eval", "exec", "compile", "__import__", "extractall", "extract", "unpack_archive"}
 MODULES = {"subprocess", "pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "pty"}
@@ -59,7 +61,7 @@ def dangers(text: str) -> list[str]:
 
 @pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
 def test_nothing_dangerous_is_used_unlisted(path):
-    """No process, pickle, eval, archive or unverified connection outside the list, which is empty."""
+    """No process, pickle, eval, archive or unverified connection outside the list."""
     name = str(path.relative_to(ROOT))
 
     assert [danger for danger in dangers(path.read_text()) if (name, danger) not in ALLOWED] == []
