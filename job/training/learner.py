@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from job.config import Config
@@ -38,8 +37,7 @@ class Learner:
             inputs = batch.inputs[first : first + rows_per_pass].to(self.device, non_blocking=True)
             targets = batch.targets[first : first + rows_per_pass].to(self.device, non_blocking=True)
             with self.numerics.autocast():
-                logits = self.model(inputs)
-                loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+                loss = self.model(inputs, targets)
             share = loss * (len(inputs) / len(batch.inputs))
             torch.autograd.backward(self.scaler.scale(share))
             total += share.detach()
