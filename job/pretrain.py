@@ -31,6 +31,7 @@ from job.training.finetuning import is_starting_point, known_of, stored_tokenize
 from job.training.finish import finish
 from job.training.learner import Learner, build_learner
 from job.training.narrator import Channels, Narrator
+from job.training.precision import cpu_precision
 from job.training.resume import Loaded, load_newest, lost_everything, nothing_valid
 from job.training.saver import Saver
 from job.training.state import TrainingState, restore
@@ -84,7 +85,7 @@ def pretrain(
         if newest:
             _require_same(resolved, newest, facts["identity"])
         stored = newest.facts.get("numerics") if newest else None
-        numerics = choose_numerics(config.runtime, stored)
+        numerics = choose_numerics(config.runtime, stored, cpu_precision=cpu_precision(config.model))
         if numerics.device == "cpu":
             keep_freed_memory()
         may_delete = _claim(checkpoints, restart_from_scratch, single_writer_unsafe)

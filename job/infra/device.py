@@ -42,12 +42,15 @@ class Numerics:
         return torch.autocast(self.device, dtype=_DTYPES[self.precision])
 
 
-def choose_numerics(runtime: RuntimeConfig, stored: Mapping[str, Any] | None) -> Numerics:
+def choose_numerics(
+    runtime: RuntimeConfig, stored: Mapping[str, Any] | None, *, cpu_precision: str = "fp32"
+) -> Numerics:
     """What this run computes with.
 
     Args:
         runtime: What was asked for; `auto` takes what the run used before, else the best of this machine.
         stored: Numerics of the checkpoint that is continued.
+        cpu_precision: The best on a CPU, which depends on the model.
 
     Raises:
         ConfigError: What was asked for, or used before, is not to be had here.
@@ -55,7 +58,7 @@ def choose_numerics(runtime: RuntimeConfig, stored: Mapping[str, Any] | None) ->
     before = stored or {}
     device = _asked(runtime.device) or before.get("device") or _best_device()
     _require_device(device)
-    precision = _asked(runtime.precision) or before.get("precision") or _best_precision(device)
+    precision = _asked(runtime.precision) or before.get("precision") or _best_precision(device, cpu_precision)
     compiled = {"on": True, "off": False, "auto": bool(before.get("compile", False))}[runtime.compile]
     return Numerics(
         device=device,
@@ -149,7 +152,9 @@ def _cuda_problem() -> str:
     return "no reason given"
 
 
-def _best_precision(device: str) -> str:
+def _best_precision(device: str, cpu_precision: str) -> str:
+    if device == "cpu":
+        return cpu_precision
     return "bf16" if device == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
 
 
