@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import click
 import structlog
 
+from job.cli_bench import bench
 from job.cli_checkpoints import checkpoints
 from job.cli_options import (
     config_at,
@@ -290,6 +291,7 @@ def generate(
     run(config, which, prompts, Decoding(**options), as_json, sys.stdout, weights)
 
 
+main.add_command(bench)
 main.add_command(checkpoints)
 main.add_command(weights_group)
 

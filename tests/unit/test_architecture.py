@@ -25,14 +25,15 @@ MAY_IMPORT = {
     "report": {"errors", "config", "infra"},
     "training": GROUND | {"infra", "model", "data", "checkpoint", "report"},
 }
-COMMANDS = {"pretrain", "prepare", "evaluate", "generate", "checkpoints", "weights"}
+COMMANDS = {"pretrain", "prepare", "evaluate", "generate", "checkpoints", "weights", "bench"}
 BELOW_COMMANDS = set(MAY_IMPORT)
 MAY_IMPORT |= dict.fromkeys(COMMANDS, BELOW_COMMANDS)
 MAY_IMPORT |= {
     "cli_options": GROUND,
+    "cli_bench": GROUND | {"infra", "cli_options", "bench"},
     "cli_checkpoints": GROUND | {"cli_options", "checkpoints"},
     "cli_weights": GROUND | {"infra", "cli_options", "weights"},
-    "cli": GROUND | {"infra", "cli_options", "cli_checkpoints", "cli_weights"} | COMMANDS,
+    "cli": GROUND | {"infra", "cli_options", "cli_bench", "cli_checkpoints", "cli_weights"} | COMMANDS,
     "__main__": {"cli"},
     "__init__": {"config_file", "model", "training"},
 }
