@@ -16,6 +16,7 @@ from job.checkpoint.verify import Rejected
 from job.infra.object_store import Content
 
 MODEL, OPTIMIZER = "model.safetensors", "optimizer.safetensors"
+_ENTRIES = ({"step", "exp_avg", "exp_avg_sq"}, {"momentum_buffer"})  # of AdamW, of Muon
 _CHUNK = 1 << 18  # numbers looked at together: what is written about them stays in the cache
 _DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64", torch.int64: "I64"}
 
@@ -90,9 +91,15 @@ def load_optimizer(folder: Path, model: nn.Module, optimizer: torch.optim.Optimi
             raise Rejected("shape", f"{OPTIMIZER}: {wrong}")
         optimizer.state[parameter][entry] = tensor.to(parameter.device, copy=True)
     entries = {name: set(optimizer.state.get(parameter, ())) for name, parameter in parameters.items()}
-    every = set().union(*entries.values())
-    if lacking := [f"{name}.{entry}" for name, own in entries.items() for entry in sorted(every - own)]:
-        raise Rejected("shape", f"{OPTIMIZER} lacks {', '.join(lacking[:5])}")
+    if any(entries.values()) and (
+        unfit := [f"{name}.{entry}" for name, own in entries.items() for entry in _unfit(own)]
+    ):
+        raise Rejected("shape", f"{OPTIMIZER} lacks, or has in vain, {', '.join(unfit[:5])}")
+
+
+def _unfit(own: set[str]) -> list[str]:
+    """Entries of a parameter that make its state none of a known optimizer: too many or too few."""
+    return min((sorted(own ^ whole) for whole in _ENTRIES), key=len)
 
 
 def _read(path: Path) -> Iterator[tuple[str, Tensor]]:
