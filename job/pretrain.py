@@ -17,8 +17,10 @@ from job.checkpoint.record import Record
 from job.checkpoint.store import CheckpointStore
 from job.config import Config, identity, identity_digest, plain
 from job.config_file import ResolvedConfig, default_run_uri
+from job.data.cache import cache_folder
 from job.errors import AccessError, FencedError, Interrupted, JobError, NotFoundError, StorageError
 from job.infra.allocator import keep_freed_memory
+from job.infra.compiler import settle_compiling
 from job.infra.device import changes, choose_numerics, gpu_use, memory_errors
 from job.infra.environment import code_facts, owner_facts
 from job.infra.health import HealthServer, Pulse
@@ -86,6 +88,7 @@ def pretrain(
             _require_same(resolved, newest, facts["identity"])
         stored = newest.facts.get("numerics") if newest else None
         numerics = choose_numerics(config.runtime, stored, cpu_precision=cpu_precision(config.model))
+        numerics = settle_compiling(numerics, config.runtime, cache_folder(config.data))
         if numerics.device == "cpu":
             keep_freed_memory()
         may_delete = _claim(checkpoints, restart_from_scratch, single_writer_unsafe)
@@ -270,6 +273,7 @@ def _announce(
         parameters=trainer.learner.model.parameter_count,
         device=trainer.learner.numerics.device,
         precision=trainer.learner.numerics.precision,
+        compiled=trainer.learner.numerics.compile,
         threads=trainer.learner.numerics.threads,
         end=trainer.timetable.end,
         attempt=sum(r.kind == "fence" and not r.facts.get("maintenance") for r in checkpoints.records),

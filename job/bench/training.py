@@ -13,8 +13,10 @@ from torch import Tensor
 from job.bench.limits import matmul_peak, synchronize, timed
 from job.config import Config
 from job.data.alphabets import ByteTokenizer
+from job.data.cache import cache_folder
 from job.data.loader import Batch
 from job.infra.allocator import keep_freed_memory
+from job.infra.compiler import settle_compiling
 from job.infra.device import choose_numerics
 from job.training.flops import datasheet_peak, training_flops_per_token
 from job.training.learner import Learner, build_learner
@@ -59,6 +61,7 @@ def measure_training(config: Config, seconds: float) -> dict[str, Any]:
 def learner_for(config: Config) -> Learner:
     """A fresh learner with the numerics that a run of `config` would begin with."""
     numerics = choose_numerics(config.runtime, None, cpu_precision=cpu_precision(config.model))
+    numerics = settle_compiling(numerics, config.runtime, cache_folder(config.data))
     if numerics.device == "cpu":
         keep_freed_memory()
     return build_learner(config, numerics, vocabulary(config), restoring=False)

@@ -59,7 +59,7 @@ def choose_numerics(
     device = _asked(runtime.device) or before.get("device") or _best_device()
     _require_device(device)
     precision = _asked(runtime.precision) or before.get("precision") or _best_precision(device, cpu_precision)
-    compiled = {"on": True, "off": False, "auto": bool(before.get("compile", False))}[runtime.compile]
+    compiled = {"on": True, "off": False, "auto": bool(before.get("compile", device == "cuda"))}[runtime.compile]
     return Numerics(
         device=device,
         precision=precision,

@@ -110,6 +110,7 @@ class GPT(nn.Module):
         self.config = config
         self.vocab_size = vocab_size
         self.context_length = config.context_length
+        self.compiled = False
         self.wte = nn.Embedding(vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.context_length, config.n_embd)
         self.dropout = config.dropout_of("embedding")
@@ -130,10 +131,17 @@ class GPT(nn.Module):
         """Tokens (B, T) int64 -> logits (B, T, V); with targets (B, T) -> their mean loss, nats per token."""
         x = self.hidden(tokens)
         if targets is not None:
-            loss: Tensor = head_loss(x, self.lm_head.weight, getattr(self.lm_head, "bias", None), targets)
+            loss: Tensor = head_loss(
+                x, self.lm_head.weight, getattr(self.lm_head, "bias", None), targets, self.compiled
+            )
             return loss
         logits: Tensor = self.lm_head(x)
         return logits
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """From now on run compiled: what leads to the head as one, and the loss by itself."""
+        self.hidden = torch.compile(self.hidden, *args, **kwargs)  # type: ignore[method-assign]
+        self.compiled = True
 
     def hidden(self, tokens: Tensor) -> Tensor:
         """Tokens (B, T) int64 -> what the head reads (B, T, C)."""

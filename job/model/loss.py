@@ -6,6 +6,8 @@ products are faster; padded logits are left out of every sum, so that the loss i
 """
 
 import math
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -18,8 +20,7 @@ _CHUNK_BYTES = 4 << 20  # of the part in fp32, on a CPU: what its cache holds
 _PAD = 64
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
-def head_loss(x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+def head_loss(x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, compiled: bool = False) -> Tensor:
     """What the head reads (..., C), weight (V, C), bias (V), targets (...) -> mean cross-entropy, nats per token."""
     x, targets = x.reshape(-1, x.shape[-1]), targets.reshape(-1)
     if 4 * len(x) * len(weight) < _WORTH_IT or not torch.is_grad_enabled():
@@ -28,15 +29,22 @@ def head_loss(x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
     if dtype == torch.float16:  # its gradients have to be scaled before they are rounded
         return F.cross_entropy(F.linear(x, weight, bias), targets)
-    loss: Tensor = _HeadLoss.apply(x, weight, bias, targets, dtype)  # type: ignore[no-untyped-call]
+    loss: Tensor = _HeadLoss.apply(x, weight, bias, targets, dtype, compiled)  # type: ignore[no-untyped-call]
     return loss
 
 
 class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, dtype: torch.dtype
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        dtype: torch.dtype,
+        compiled: bool,
     ) -> Tensor:
+        to_gradient = _compiled() if compiled else _to_gradient
         V, C = weight.shape
         padded = -(-V // _PAD) * _PAD
         w = torch.zeros(padded, C, dtype=dtype, device=x.device)
@@ -50,7 +58,7 @@ class _HeadLoss(torch.autograd.Function):
         for first in range(0, len(given), rows):
             part = slice(first, first + rows)
             logits = given[part] @ w.T  # becomes its own gradient; 0 where it is padded, and stays so
-            total += _to_gradient(logits[:, :V], bias, targets[part], 1 / len(given))
+            total += to_gradient(logits[:, :V], bias, targets[part], 1 / len(given))
             torch.mm(logits, w, out=for_x[part])
             share = (logits.T @ given[part])[:V]
             for_weight = share.to(weight.dtype) if for_weight is None else for_weight.add_(share)
@@ -65,14 +73,23 @@ class _HeadLoss(torch.autograd.Function):
         for_x, for_weight, for_bias = ctx.saved_tensors
         if gradient.device.type != "cpu" or gradient != 1:  # nothing to do without accumulation, and much of it
             for_weight.mul_(gradient)
-        return for_x.to(ctx.dtype) * gradient, for_weight, None if for_bias is None else for_bias * gradient, None, None
+        return (
+            for_x.to(ctx.dtype) * gradient,
+            for_weight,
+            None if for_bias is None else for_bias * gradient,
+            None,
+            None,
+            None,
+        )
 
 
 def _to_gradient(logits: Tensor, bias: Tensor | None, targets: Tensor, share: float) -> Tensor:
     """Turn logits (n, V) into the gradient of `share` times the sum of their losses; returns that sum."""
     V = logits.shape[1]
     total = torch.zeros((), device=logits.device)
-    rows = max(1, (_CHUNK_BYTES if logits.device.type == "cpu" else _LOGIT_BYTES) // (4 * V))
+    rows = len(logits)  # compiled, nothing of it is ever whole in fp32
+    if not torch.compiler.is_compiling():
+        rows = max(1, (_CHUNK_BYTES if logits.device.type == "cpu" else _LOGIT_BYTES) // (4 * V))
     for first in range(0, len(logits), rows):
         part = logits[first : first + rows]
         wanted = targets[first : first + rows, None]
@@ -83,3 +100,8 @@ def _to_gradient(logits: Tensor, bias: Tensor | None, targets: Tensor, share: fl
         shares.scatter_add_(1, wanted, shares.new_full(wanted.shape, -1.0))
         part.copy_(shares.mul_(share))
     return total
+
+
+@cache
+def _compiled() -> Callable[..., Tensor]:
+    return torch.compile(_to_gradient)

@@ -48,7 +48,8 @@ class Learner:
         """Clip and step, unless loss or gradients are not finite; returns the gradients' norm before clipping."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
+        every = (parameter for group in self.optimizer.param_groups for parameter in group["params"])
+        parameters = [parameter for parameter in every if parameter.grad is not None]
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         if self.scaler.is_enabled():
             gradients[0] += 0 * loss  # the scaler looks at gradients only: not finite times 0 is no number
