@@ -36,7 +36,7 @@ prove: $(VENV)/.installed ## Kill a training again and again, and show that it e
 	@$(VENV)/bin/python -m tests.chaos.prove $(if $(SEED),--seed $(SEED))
 
 ##@ Development
-.PHONY: test check format chaos mutants bench parity clean
+.PHONY: test check format chaos mutants bench gpu-test parity clean
 test: $(VENV)/.dev $(VENV)-s3/.installed ## The whole per-commit suite
 	$(VENV)/bin/python -m pytest -m "not slow" -n 2 --dist loadfile
 
@@ -58,6 +58,9 @@ mutants: $(VENV)/.dev $(VENV)-s3/.installed ## Faults put into the code, each of
 
 bench: $(VENV)/.dev $(VENV)-s3/.installed ## What saving and loading cost, beside plain ways to do it (needs a quiet machine)
 	$(VENV)/bin/python -m pytest tests/benchmarks -m "slow or not slow" -s
+
+gpu-test: $(VENV)/.dev ## What only a GPU can show; says of each test why it is skipped without one
+	$(VENV)/bin/python -m pytest tests/gpu -m "slow or not slow" -rs
 
 parity: $(VENV)/.parity $(VENV)-tensorflow/.installed ## The tutorials' and nanoGPT's results, trained for real (half an hour)
 	$(VENV)/bin/python -m pytest tests/parity -m "slow or not slow" -s

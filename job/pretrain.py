@@ -32,6 +32,7 @@ from job.infra.storage import local_folder, open_store
 from job.training.finetuning import is_starting_point, known_of, stored_tokenizer, take_over
 from job.training.finish import finish
 from job.training.learner import Learner, build_learner
+from job.training.memory import memory_explained
 from job.training.narrator import Channels, Narrator
 from job.training.precision import cpu_precision
 from job.training.resume import Loaded, load_newest, lost_everything, nothing_valid
@@ -113,7 +114,7 @@ def pretrain(
             stop=stop,
             advance=advance,
         )
-        with _told(narrator, saver, checkpoints, config):
+        with _told(narrator, saver, checkpoints, config), memory_explained(learner, config):
             _announce(resolved, trainer, checkpoints, loaded)
             ready()
             trainer.run()

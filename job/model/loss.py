@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 _WORTH_IT = 16 << 20  # bytes of logits in fp32, below which torch's own is as fast
-_LOGIT_BYTES = 256 << 20  # of the rows that are taken together
+LOGIT_BYTES = 256 << 20  # of the rows that are taken together
 _CHUNK_BYTES = 4 << 20  # of the part in fp32, on a CPU: what its cache holds
 _PAD = 64
 
@@ -54,7 +54,7 @@ class _HeadLoss(torch.autograd.Function):
         for_weight: Tensor | None = None
         for_bias = None if bias is None else torch.zeros_like(bias)
         total = torch.zeros((), device=x.device)
-        rows = math.ceil(len(given) / math.ceil(len(given) * padded * given.element_size() / _LOGIT_BYTES))
+        rows = math.ceil(len(given) / math.ceil(len(given) * padded * given.element_size() / LOGIT_BYTES))
         for first in range(0, len(given), rows):
             part = slice(first, first + rows)
             logits = given[part] @ w.T  # becomes its own gradient; 0 where it is padded, and stays so
@@ -89,7 +89,7 @@ def _to_gradient(logits: Tensor, bias: Tensor | None, targets: Tensor, share: fl
     total = torch.zeros((), device=logits.device)
     rows = len(logits)  # compiled, nothing of it is ever whole in fp32
     if not torch.compiler.is_compiling():
-        rows = max(1, (_CHUNK_BYTES if logits.device.type == "cpu" else _LOGIT_BYTES) // (4 * V))
+        rows = max(1, (_CHUNK_BYTES if logits.device.type == "cpu" else LOGIT_BYTES) // (4 * V))
     for first in range(0, len(logits), rows):
         part = logits[first : first + rows]
         wanted = targets[first : first + rows, None]

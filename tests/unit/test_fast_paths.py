@@ -132,7 +132,7 @@ def test_attention_in_bf16(always):
 @pytest.mark.parametrize("rows", [2, 50, 1000])
 def test_head_loss(monkeypatch, always, bias, rows):
     """Loss and gradients are those of the plain way, in any number of parts, with the vocabulary padded inside."""
-    monkeypatch.setattr(loss, "_LOGIT_BYTES", rows * 4 * 1024)
+    monkeypatch.setattr(loss, "LOGIT_BYTES", rows * 4 * 1024)
     monkeypatch.setattr(loss, "_CHUNK_BYTES", 16 * V)
     x, weight = (torch.randn(*shape, requires_grad=True) for shape in ((2, 60, 24), (V, 24)))
     b = torch.randn(V, requires_grad=True) if bias else None
