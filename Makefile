@@ -60,7 +60,7 @@ k8s-apply: ## Give OVERLAY, a folder of k8s/ or of k8s/overlays/, to the cluster
 		-k $(firstword $(wildcard k8s/$(OVERLAY) k8s/overlays/$(OVERLAY)) k8s/overlays/$(OVERLAY))
 
 ##@ Development
-.PHONY: test check format chaos mutants bench parity
+.PHONY: test check format chaos mutants bench gpu-test parity clean
 test: $(VENV)/.dev $(VENV)-s3/.installed ## The whole per-commit suite
 	$(VENV)/bin/python -m pytest -m "not slow and not image" -n 2 --dist loadfile
 
@@ -83,6 +83,9 @@ mutants: $(VENV)/.dev $(VENV)-s3/.installed ## Faults put into the code, each of
 
 bench: $(VENV)/.peers $(VENV)-s3/.installed ## What saving, loading, generating and serving cost, beside others (on a quiet machine)
 	$(VENV)/bin/python -m pytest tests/benchmarks -m "slow or not slow" -s
+
+gpu-test: $(VENV)/.dev ## What only a GPU can show; says of each test why it is skipped without one
+	$(VENV)/bin/python -m pytest tests/gpu -m "slow or not slow" -rs
 
 parity: $(VENV)/.parity $(VENV)-tensorflow/.installed ## The tutorials' and nanoGPT's results, trained for real (half an hour)
 	$(VENV)/bin/python -m pytest tests/parity -m "slow or not slow" -s

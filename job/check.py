@@ -21,8 +21,8 @@ from job.errors import ConfigError, JobError, StorageError
 from job.infra.place import place_of
 
 if TYPE_CHECKING:
-    from job.checks.memory import Memory
     from job.infra.device import Numerics
+    from job.training.memory import Memory
 
 _NETWORK_SECONDS = 8.0  # after which whoever has not answered is said not to
 

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import click
 import structlog
 
+from job.cli_bench import bench
 from job.cli_check import check
 from job.cli_checkpoints import checkpoints
 from job.cli_ladder import ladder
@@ -380,6 +381,7 @@ def generate(
     run(config, which, prompts, Decoding(**options), as_json, sys.stdout, weights)
 
 
+main.add_command(bench)
 main.add_command(checkpoints)
 main.add_command(weights_group)
 main.add_command(report)

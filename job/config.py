@@ -143,9 +143,9 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimizerConfig:
-    """AdamW and its schedule. Learning rates are per step; warmup counts in steps."""
+    """AdamW or Muon and the schedule. Learning rates are per step; warmup counts in steps."""
 
-    name: Literal["adamw"] = "adamw"
+    name: Literal["adamw", "muon"] = "adamw"  # muon: for the blocks' matrices, and AdamW for the rest
     learning_rate: float = 6e-4  # the peak
     initial_learning_rate: float = 0.0  # where warmup starts
     min_learning_rate: float = 0.0  # where decay ends
@@ -154,6 +154,7 @@ class OptimizerConfig:
     cooldown: float = 0.2  # share of the run that wsd (warmup, stable, decay) spends in its decay
     beta1: float = 0.9
     beta2: float = 0.95
+    momentum: float = 0.95  # of muon
     epsilon: float = 1e-8
     weight_decay: float = 0.1
     decay: Literal["matrices", "all"] = "matrices"  # which parameters weight_decay touches
@@ -167,7 +168,7 @@ class OptimizerConfig:
                 epsilon=self.epsilon,
                 clip_norm=self.clip_norm,
             ),
-            *_share("optimizer", beta1=self.beta1, beta2=self.beta2),
+            *_share("optimizer", beta1=self.beta1, beta2=self.beta2, momentum=self.momentum),
             (0 < self.cooldown <= 1, f"optimizer.cooldown={self.cooldown} must be above 0 and at most 1"),
             (self.warmup_steps >= 0, f"optimizer.warmup_steps={self.warmup_steps} must be at least 0"),
             (self.weight_decay >= 0, f"optimizer.weight_decay={self.weight_decay} must be at least 0"),

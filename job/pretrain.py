@@ -21,7 +21,7 @@ from job.config_file import ResolvedConfig, default_run_uri
 from job.data.tokenizer_files import save_trained
 from job.errors import AccessError, FencedError, Interrupted, JobError, NotFoundError, StorageError
 from job.infra.counted_store import CountedStore
-from job.infra.device import Numerics, changes, choose_numerics, gpu_name, gpu_use, memory_errors
+from job.infra.device import Numerics, changes, gpu_name, gpu_use, memory_errors
 from job.infra.environment import code_facts, machine_facts, owner_facts, process_seconds
 from job.infra.health import HealthServer, Pulse
 from job.infra.metrics import Metrics, Phase
@@ -36,7 +36,9 @@ from job.report.tensorboard import TensorBoard, require_tensorboard
 from job.training.finetuning import known_of, stored_tokenizer, take_over
 from job.training.finish import finish
 from job.training.learner import Learner, build_learner
+from job.training.memory import memory_explained
 from job.training.narrator import Channels, Narrator
+from job.training.numerics import settle_numerics
 from job.training.reporter import Reporter
 from job.training.restoring import restore_newest
 from job.training.resume import Loaded, lost_everything, nothing_valid
@@ -104,7 +106,7 @@ def pretrain(
                 return
             _stand_on(status, checkpoints, newest, config.tokens_per_step)
         before = newest.facts.get("numerics") if newest else None
-        numerics = choose_numerics(config.runtime, before, ranks.place)
+        numerics = settle_numerics(config, before, ranks)
         text = read_text(config, phase, advance, stored_tokenizer(checkpoints, newest), progress)
         facts = _facts(config, text, newest)
         if newest:
@@ -132,7 +134,11 @@ def pretrain(
             facts=facts,
             stop=SharedStop(stop, ranks),
         )
-        with _told(narrator, saver, checkpoints, config, stop), ranks.explaining():
+        with (
+            _told(narrator, saver, checkpoints, config, stop),
+            ranks.explaining(),
+            memory_explained(learner, config),
+        ):
             _announce(resolved, trainer, checkpoints, loaded)
             ready()
             trainer.run()
@@ -338,6 +344,7 @@ def _announce(
         parameters=trainer.learner.model.parameter_count,
         device=trainer.learner.numerics.device,
         precision=trainer.learner.numerics.precision,
+        compiled=trainer.learner.numerics.compile,
         threads=trainer.learner.numerics.threads,
         **_spread(trainer.learner.numerics),
         end=trainer.timetable.end,

@@ -9,15 +9,16 @@ from torch.nn import functional as F
 
 from job.checks.finding import Finding, problem, size
 from job.checks.machine import memory_limit
-from job.checks.memory import Memory, estimate, slice_of
 from job.checks.text import Outlook
 from job.config import Config
 from job.errors import ConfigError, JobError
-from job.infra.device import Numerics, apply_numerics, choose_numerics
+from job.infra.device import Numerics, apply_numerics
 from job.infra.place import Place
 from job.infra.progress import duration, short
 from job.model.gpt import GPT, unfilled
 from job.training.flops import training_flops_per_token
+from job.training.memory import Memory, estimate, slice_of
+from job.training.numerics import own_numerics
 from job.training.optimizer import build_optimizer
 from job.training.timetable import total_steps
 
@@ -45,7 +46,7 @@ def autograd(device: torch.device) -> Finding:
 def device(config: Config, place: Place) -> tuple[Finding, Numerics | None]:
     """What the run would compute with."""
     try:
-        numerics = choose_numerics(config.runtime, None, place)
+        numerics = own_numerics(config, None, place)
         apply_numerics(numerics, place)
     except JobError as error:
         return problem("device", error), None
@@ -158,7 +159,7 @@ def _timed(model: GPT, rows: int, config: Config, numerics: Numerics) -> tuple[f
     while len(passes) < 3 or (time.perf_counter() < until and len(passes) < 20):
         started = _now(numerics)
         with numerics.autocast():
-            loss = F.cross_entropy(model(tokens).flatten(0, 1), tokens.flatten())
+            loss = model(tokens, tokens)
         torch.autograd.backward(loss)
         between = _now(numerics)
         optimizer.step()

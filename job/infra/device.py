@@ -45,13 +45,16 @@ class Numerics:
         return torch.autocast(self.device, dtype=_DTYPES[self.precision])
 
 
-def choose_numerics(runtime: RuntimeConfig, stored: Mapping[str, Any] | None, place: Place = ALONE) -> Numerics:
+def choose_numerics(
+    runtime: RuntimeConfig, stored: Mapping[str, Any] | None, place: Place = ALONE, *, cpu_precision: str = "fp32"
+) -> Numerics:
     """What this run computes with.
 
     Args:
         runtime: What was asked for; `auto` takes what the run used before, else the best of this machine.
         stored: Numerics of the checkpoint that is continued.
         place: How many processes compute together, and how many of them on this machine.
+        cpu_precision: The best on a CPU, which depends on the model.
 
     Raises:
         ConfigError: What was asked for, or used before, is not to be had here.
@@ -59,13 +62,13 @@ def choose_numerics(runtime: RuntimeConfig, stored: Mapping[str, Any] | None, pl
     before = stored or {}
     device = _asked(runtime.device) or before.get("device") or _best_device()
     _require_device(device)
-    precision = _asked(runtime.precision) or before.get("precision") or _best_precision(device)
+    precision = _asked(runtime.precision) or before.get("precision") or _best_precision(device, cpu_precision)
     several = place.world_size > 1
     parallel = (_asked(runtime.parallel) or _parallel_before(before) or "ddp") if several else "none"
     if (parallel, precision) == ("fsdp", "fp16"):
         raise ConfigError("runtime.parallel='fsdp' does not scale gradients: take runtime.precision=bf16, not fp16")
     threads = before.get("threads") if before.get("world_size", 1) == place.world_size else None
-    compiled = {"on": True, "off": False, "auto": bool(before.get("compile", False))}[runtime.compile]
+    compiled = {"on": True, "off": False, "auto": bool(before.get("compile", device == "cuda"))}[runtime.compile]
     return Numerics(
         device=device,
         precision=precision,
@@ -195,7 +198,9 @@ def _how_to_give_one() -> str:
     return "; a container gets one by docker run --gpus all, or a limit of nvidia.com/gpu in Kubernetes"
 
 
-def _best_precision(device: str) -> str:
+def _best_precision(device: str, cpu_precision: str) -> str:
+    if device == "cpu":
+        return cpu_precision
     return "bf16" if device == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
 
 

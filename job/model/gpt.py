@@ -17,6 +17,9 @@ from torch.overrides import TorchFunctionMode
 
 from job.config import ModelConfig
 from job.errors import ConfigError
+from job.model.attention import attend
+from job.model.dropout import dropout
+from job.model.loss import head_loss
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": partial(F.gelu, approximate="tanh"),
@@ -41,8 +44,7 @@ class Attention(nn.Module):
         B, T, _ = x.shape
         qkv = self.c_attn(x).view(B, T, 3, self.n_head, self.head_size)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind()  # each (B, H, T, D)
-        dropout = self.dropout if self.training else 0.0
-        heads = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, scale=self.scale)
+        heads = attend(q, k, v, self.dropout if self.training else 0.0, self.scale)
         y: Tensor = self.c_proj(heads.transpose(1, 2).reshape(B, T, self.n_head * self.head_size))
         return y
 
@@ -76,8 +78,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
-        x = x + F.dropout(self.attn(self.ln_1(x)), self.dropout, self.training)
-        return x + F.dropout(self.mlp(self.ln_2(x)), self.dropout, self.training)
+        x = x + dropout(self.attn(self.ln_1(x)), self.dropout, self.training)
+        return x + dropout(self.mlp(self.ln_2(x)), self.dropout, self.training)
 
 
 class TiedHead(nn.Module):
@@ -108,6 +110,7 @@ class GPT(nn.Module):
         self.config = config
         self.vocab_size = vocab_size
         self.context_length = config.context_length
+        self.compiled = False
         self.wte = nn.Embedding(vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.context_length, config.n_embd)
         self.dropout = config.dropout_of("embedding")
@@ -124,17 +127,28 @@ class GPT(nn.Module):
         """Numbers that are trained; a tied head adds none."""
         return sum(parameter.numel() for parameter in self.parameters())
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Tokens (B, T) int64 -> logits (B, T, V)."""
-        logits: Tensor = self.lm_head(self.hidden(tokens))
+    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
+        """Tokens (B, T) int64 -> logits (B, T, V); with targets (B, T) -> their mean loss, nats per token."""
+        x = self.hidden(tokens)
+        if targets is not None:
+            loss: Tensor = head_loss(
+                x, self.lm_head.weight, getattr(self.lm_head, "bias", None), targets, self.compiled
+            )
+            return loss
+        logits: Tensor = self.lm_head(x)
         return logits
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """From now on run compiled: what leads to the head as one, and the loss by itself."""
+        self.hidden = torch.compile(self.hidden, *args, **kwargs)  # type: ignore[method-assign]
+        self.compiled = True
 
     def hidden(self, tokens: Tensor) -> Tensor:
         """Tokens (B, T) int64 -> what the head reads (B, T, C)."""
         T = tokens.shape[1]
         if self.context_length < T:
             raise ConfigError(f"a sequence of {T} tokens is longer than model.context_length={self.context_length}")
-        x = F.dropout(self.wte(tokens) + self.wpe.weight[:T], self.dropout, self.training)
+        x = dropout(self.wte(tokens) + self.wpe.weight[:T], self.dropout, self.training)
         for block in self.h:
             x = block(x)
         normed: Tensor = self.ln_f(x)

@@ -67,7 +67,7 @@ def can_be_packed(weight: Tensor) -> bool:
         and _has_onednn()
         and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-        and (weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and _has_bf16_products()))
+        and (weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and has_bf16_products()))
     )
 
 
@@ -75,12 +75,12 @@ def fastest_dtype(device: torch.device) -> torch.dtype:
     """bf16 where the device multiplies in it, else fp32."""
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    if device.type == "cpu" and _has_bf16_products():
+    if device.type == "cpu" and has_bf16_products():
         return torch.bfloat16
     return torch.float32
 
 
-def _has_bf16_products() -> bool:
+def has_bf16_products() -> bool:
     """Whether the processor itself multiplies in bf16 (AVX-512 or AMX): emulated, it is slower than fp32."""
     found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # newer than the oldest torch that will do
     return _has_onednn() and bool(found.get("avx512_bf16") or found.get("amx_bf16"))

@@ -4,8 +4,8 @@ import io
 import math
 from typing import TYPE_CHECKING
 
-from job.report.ladder_table import Row, Summary
 from job.report.canvas import DPI, INK, PALE, TRAIN, VALIDATION
+from job.report.ladder_table import Row, Summary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -21,10 +21,15 @@ def training_flops_per_token(model: GPT) -> float:
     return 6.0 * (blocks + head) + attention
 
 
+def datasheet_peak() -> float | None:
+    """Dense bf16 FLOP/s of the present GPU by its maker's datasheet; None where it is not known."""
+    name = torch.cuda.get_device_name()
+    return next((peak for part, peak in _PEAKS.items() if part in name), None)
+
+
 def mfu(model: GPT, numerics: Numerics, tokens_per_second: float) -> float | None:
     """Share of the peak of all devices that a speed amounts to; None where the peak is not known."""
     if numerics.device != "cuda" or numerics.precision == "fp32":
         return None
-    name = torch.cuda.get_device_name()
-    peak = next((peak for part, peak in _PEAKS.items() if part in name), None)
+    peak = datasheet_peak()
     return None if peak is None else training_flops_per_token(model) * tokens_per_second / (peak * numerics.world_size)

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from job.config import Config
@@ -42,8 +41,7 @@ class Learner:
             targets = batch.targets[rows].to(self.device, non_blocking=True)
             with self.parallel.syncing(last):
                 with self.numerics.autocast():
-                    logits = self.parallel.forward(inputs)
-                    loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+                    loss = self.parallel.forward(inputs, targets)
                 share = loss * weight
                 torch.autograd.backward(self.scaler.scale(share))
             total += share.detach()
@@ -54,7 +52,8 @@ class Learner:
         """Clip and step, unless loss or gradients are not finite; returns the gradients' norm before clipping."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
+        every = (parameter for group in self.optimizer.param_groups for parameter in group["params"])
+        parameters = [parameter for parameter in every if parameter.grad is not None]
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         if self.scaler.is_enabled():
             gradients[0] += 0 * loss  # the scaler looks at gradients only: not finite times 0 is no number

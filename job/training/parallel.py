@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
-from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from job.config import Config
@@ -42,7 +41,7 @@ class Parallel(Protocol):
     """A model as one of the ranks has it."""
 
     ranks: Ranks
-    forward: Callable[[Tensor], Tensor]  # tokens (b, T) -> logits (b, T, V)
+    forward: Callable[[Tensor, Tensor], Tensor]  # tokens, targets (b, T) -> their mean loss
 
     def passes(self, rows: int, rows_per_pass: int) -> Iterator[Pass]:
         """How the rank's `rows` sequences of a step are cut; as many passes on every rank."""
@@ -71,7 +70,7 @@ class Whole:
 
     def __init__(self, model: GPT) -> None:
         self.ranks: Ranks = ALONE
-        self.forward: Callable[[Tensor], Tensor] = model
+        self.forward: Callable[[Tensor, Tensor], Tensor] = model
 
     def passes(self, rows: int, rows_per_pass: int) -> Iterator[Pass]:
         for first in range(0, rows, rows_per_pass):
@@ -101,7 +100,7 @@ class Whole:
 class _Spread:
     """What both ways of several ranks have in common."""
 
-    forward: Callable[[Tensor], Tensor]
+    forward: Callable[[Tensor, Tensor], Tensor]
 
     def __init__(self, ranks: Ranks, batch_size: int) -> None:
         self.ranks = ranks
@@ -133,8 +132,7 @@ class _Spread:
         """
         with self.syncing(last=True):
             with autocast:
-                logits = self.forward(tokens)
-                loss = F.cross_entropy(logits.flatten(0, 1), tokens.flatten())
+                loss = self.forward(tokens, tokens)
             torch.autograd.backward(loss)
         model.zero_grad(set_to_none=True)
 

@@ -6,9 +6,10 @@ import torch
 
 from job.config import TrainingConfig
 from job.data.tokenizer import Tokenizer
+from job.model.decoder import Decoder
 from job.model.generation import generate
 from job.model.gpt import GPT
-from job.model.rows import PlainRows
+from job.model.rows import CachedRows, PlainRows, Rows
 from job.model.sampling import Sampling
 from job.training.randomness import generator_for
 
@@ -34,7 +35,7 @@ class Sampler:
     def draw(self, model: GPT, step: int) -> tuple[str, str]:
         """The prompt and how `model` goes on."""
         new = generate(
-            PlainRows(model, self.device),
+            self._rows(model),
             self.prompt,
             max_new_tokens=self.config.sample_tokens,
             sampling=Sampling(temperature=self.config.sample_temperature, top_k=self.config.sample_top_k),
@@ -42,3 +43,9 @@ class Sampler:
         )
         prompt = self.tokenizer.decode(self.prompt)
         return prompt, self.tokenizer.decode([*self.prompt, *new])[len(prompt) :]
+
+    def _rows(self, model: GPT) -> Rows:
+        """On a CPU a copy that remembers what it read, for the moment; else, or when it is in shards, the model."""
+        if self.device.type == "cpu" and not hasattr(model.wte.weight, "device_mesh"):
+            return CachedRows(Decoder(model), 1)
+        return PlainRows(model, self.device)

@@ -19,6 +19,7 @@ from job.checkpoint.files import MODEL, OPTIMIZER
 from job.checkpoint.verify import Rejected
 from job.infra.object_store import Content
 
+_ENTRIES = ({"step", "exp_avg", "exp_avg_sq"}, {"momentum_buffer"})  # of AdamW, of Muon
 _CHUNK = 1 << 18  # numbers looked at together: what is written about them stays in the cache
 Read = Callable[[str], Tensor | None]  # name -> the stored tensor; none on a rank that is given it
 Place = Callable[[Tensor, Tensor | None], None]  # puts the second into the first
@@ -145,9 +146,15 @@ def require_optimizer(stored: StoredTensors, model: nn.Module) -> None:
             wrong = f"{full_name} is {dtype} {list(shape)} and fits no parameter"
             raise Rejected("shape", f"{OPTIMIZER}: {wrong}")
         entries[name].add(entry)
-    every = set().union(*entries.values())
-    if lacking := [f"{name}.{entry}" for name, own in entries.items() for entry in sorted(every - own)]:
-        raise Rejected("shape", f"{OPTIMIZER} lacks {', '.join(lacking[:5])}")
+    if any(entries.values()) and (
+        unfit := [f"{name}.{entry}" for name, own in entries.items() for entry in _unfit(own)]
+    ):
+        raise Rejected("shape", f"{OPTIMIZER} lacks, or has in vain, {', '.join(unfit[:5])}")
+
+
+def _unfit(own: set[str]) -> list[str]:
+    """Entries of a parameter that make its state none of a known optimizer: too many or too few."""
+    return min((sorted(own ^ whole) for whole in _ENTRIES), key=len)
 
 
 def fill_model(model: nn.Module, read: Read, place: Place) -> None:

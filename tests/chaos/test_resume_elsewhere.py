@@ -63,7 +63,7 @@ def with_numerics(objects, **changed):
 def test_what_auto_became_is_used_again(trained, train, monkeypatch):
     """On a machine with seven cores that prefers bf16, a run of one thread in fp32 stays one, and is not marked."""
     monkeypatch.setattr(device, "usable_cores", lambda: 7)
-    monkeypatch.setattr(device, "_best_precision", lambda _: "bf16")
+    monkeypatch.setattr(device, "_best_precision", lambda *_: "bf16")
     record = train(trained.copy(), 10, "runtime.threads=none", "runtime.device=auto", "runtime.precision=auto")
 
     assert (record.facts["numerics"]["threads"], record.facts["numerics"]["precision"]) == (1, "fp32")

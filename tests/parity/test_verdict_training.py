@@ -200,3 +200,25 @@ class TestSeeds:
         lowest = [min(event["val_loss"] for event in curve) for curve in curves]
 
         assert 6.1 <= statistics.median(lowest) <= 6.2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_bf16_follows_fp32(tmp_path):
+    """The preset in bf16: at every evaluation within 0.02 nats of fp32, on both splits."""
+    published("the-verdict.txt")
+    curves = []
+    for precision in ("fp32", "bf16"):
+        folder = tmp_path / precision
+        folder.mkdir()
+        _, events = train(folder, "verdict", f"runtime.precision={precision}", "checkpoint.every=90")
+        curves.append(of_kind(events, "evaluated"))
+        shutil.rmtree(folder)
+    apart = {
+        (one["step"], split): other[f"{split}_loss"] - one[f"{split}_loss"]
+        for one, other in zip(*curves, strict=True)
+        for split in ("train", "val")
+    }
+    print({key: round(value, 4) for key, value in apart.items()})
+
+    assert max(map(abs, apart.values())) <= 0.02

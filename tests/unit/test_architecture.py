@@ -28,11 +28,12 @@ MAY_IMPORT = {
 MAY_IMPORT["serving"] = set(MAY_IMPORT)
 MAY_IMPORT["checks"] = set(MAY_IMPORT) - {"serving", "report"}
 COMMANDS = {"pretrain", "prepare", "evaluate", "generate", "checkpoints", "weights"}
-COMMANDS |= {"serve", "serve_test", "ladder", "check"}
+COMMANDS |= {"serve", "serve_test", "ladder", "check", "bench"}
 BELOW_COMMANDS = set(MAY_IMPORT)
 MAY_IMPORT |= dict.fromkeys(COMMANDS, BELOW_COMMANDS)
 MAY_IMPORT |= {
     "cli_options": GROUND,
+    "cli_bench": GROUND | {"infra", "cli_options", "bench"},
     "cli_checkpoints": GROUND | {"cli_options", "checkpoints"},
     "cli_report": GROUND | {"cli_options", "report"},
     "cli_weights": GROUND | {"infra", "cli_options", "weights"},
@@ -42,7 +43,7 @@ MAY_IMPORT |= {
     "cli_ladder": GROUND | {"infra", "cli_options", "ladder"},
     "cli": GROUND
     | {"infra", "cli_options", "cli_checkpoints", "cli_report", "cli_weights", "cli_serve", "cli_serve_test"}
-    | {"cli_check", "cli_ladder"}
+    | {"cli_check", "cli_ladder", "cli_bench"}
     | COMMANDS,
     "__main__": {"cli"},
     "__init__": {"config_file", "model", "training"},

@@ -192,11 +192,11 @@ MEASURE = """
 import json, re, sys
 from dataclasses import replace
 import torch
-from job.checks.memory import estimate
+from job.training.memory import estimate
 from job.config_file import load_config
 from job.data.loader import Batch
-from job.infra.device import choose_numerics
 from job.training.learner import build_learner
+from job.training.numerics import settle_numerics
 
 def now(name):
     return int(re.search(name + r":\\s+(\\d+)", open("/proc/self/status").read())[1]) << 10
@@ -210,7 +210,7 @@ def train(config, vocab_size, steps):
 
 *settings, vocab_size = sys.argv[1:]
 config = load_config("gpt2-124m", overrides=["runtime.device=cpu", "training.max_steps=1", *settings]).config
-numerics = choose_numerics(config.runtime, None)
+numerics = settle_numerics(config, None)
 small = replace(config.model, n_layer=1, n_head=1, n_embd=32, context_length=32)
 train(replace(config, model=small, training=replace(config.training, batch_size=2, micro_batch_size=1)), 64, 2)
 before = now("VmRSS")
@@ -236,6 +236,8 @@ def shape(layers, heads, width, context, rows, per_pass, vocab_size, *more):
         pytest.param(shape(8, 4, 128, 256, 16, 16, 256), marks=pytest.mark.slow),
         pytest.param(shape(6, 6, 384, 256, 8, 8, 100, "model.tie_weights=false"), marks=pytest.mark.slow),
         pytest.param(shape(12, 12, 768, 128, 2, 2, 50257), marks=pytest.mark.slow),
+        pytest.param(shape(4, 8, 512, 128, 8, 4, 16000, "runtime.precision=fp32"), marks=pytest.mark.slow),
+        pytest.param(shape(6, 6, 384, 256, 8, 8, 100, "runtime.precision=fp32"), marks=pytest.mark.slow),
     ],
 )
 def test_the_memory_of_a_step(arguments):

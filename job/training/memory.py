@@ -1,0 +1,197 @@
+"""How much memory a training step needs, and which setting would fit when it was too much.
+
+What autograd keeps for the backward pass is counted on models of one and of two blocks that read one and two sequences:
+it grows by the same with each block and each sequence.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from job.config import Config, ModelConfig
+from job.infra.device import Numerics
+from job.model.gpt import GPT, unfilled
+from job.model.loss import head_bytes
+from job.training.learner import Learner
+
+_FLOAT = 4  # bytes; parameters, gradients and moments are fp32
+_SLACK = 0.15  # of the rest: what passes take for a moment, and what the C library keeps; 2 to 33 % on eight shapes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Memory:
+    """Bytes that training takes on its device, and what else the host holds.
+
+    Args:
+        optimizer: Moments of each parameter: two of AdamW's, one of Muon's.
+        head: What the loss takes beside its own gradient.
+        tied: The second gradient of an embedding that is the head too, until the two are added.
+        casts: Of parameters, in the precision of the products, kept for the backward pass.
+        a_sequence: Activations of one sequence, kept for its backward pass.
+        sequences: How many pass at once.
+        passes: Of a step; from the second on there are gradients beside the activations.
+        snapshot: The copy that a checkpoint is written from, in host memory.
+    """
+
+    model: int
+    gradients: int
+    optimizer: int
+    head: int
+    tied: int
+    casts: int
+    a_sequence: int
+    sequences: int
+    passes: int
+    snapshot: int
+
+    @property
+    def activations(self) -> int:
+        """Of all sequences that pass at once."""
+        return self.a_sequence * self.sequences
+
+    @property
+    def step(self) -> int:
+        """At most at a time in a training step, as the process's memory shows it."""
+        return self.with_sequences(self.sequences)
+
+    def with_sequences(self, count: int) -> int:
+        """`step`, if so many sequences passed at once."""
+        gradients = self.gradients + self.tied
+        forward = self.head + self.casts + count * self.a_sequence
+        if self.passes > 1 or count < self.sequences:
+            forward += gradients
+        return round((1 + _SLACK) * (self.model + self.optimizer + max(gradients, forward)))
+
+    def sequences_within(self, total: int) -> int:
+        """The most sequences at once, a power of two, whose step fits `total` bytes; 0 when none does."""
+        powers = (1 << bit for bit in reversed(range(self.sequences.bit_length())))
+        return next((count for count in powers if self.with_sequences(count) <= total), 0)
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON values."""
+        names = ("model", "gradients", "optimizer", "head", "tied", "casts", "activations", "snapshot", "step")
+        return {name: getattr(self, name) for name in names}
+
+
+def estimate(config: Config, vocab_size: int, numerics: Numerics, device: torch.device) -> Memory:
+    """What training with `config` takes in one process of `numerics.world_size`, counted on `device`."""
+    whole = unfilled(config.model, vocab_size, "meta")
+    rows = -(-config.training.batch_size // numerics.world_size)
+    per_pass = min(rows, config.training.rows_per_pass)
+    one, two = (
+        [_kept(config.model, layers, sequences, vocab_size, numerics, device) for sequences in (1, 2)]
+        for layers in (1, 2)
+    )
+    of_one, of_two = one[1] - one[0], two[1] - two[0]  # what a sequence adds
+    fixed_of_one, fixed_of_two = one[0] - of_one, two[0] - of_two
+    more = config.model.n_layer - 1
+    state = _FLOAT * whole.parameter_count
+    matrices = sum(p.numel() for p in whole.h.parameters() if p.dim() == 2) if config.optimizer.name == "muon" else 0
+    optimizer = 2 * state - _FLOAT * matrices
+    tokens = per_pass * config.model.context_length
+    width = 4 if numerics.precision == "fp32" else 2
+    shares = numerics.world_size if numerics.parallel == "fsdp" else 1
+    return Memory(
+        model=state // shares,
+        gradients=state // shares,
+        optimizer=optimizer // shares,
+        head=head_bytes(tokens, vocab_size, config.model.n_embd, width),
+        tied=_FLOAT * vocab_size * config.model.n_embd if config.model.tie_weights else 0,
+        casts=max(0, fixed_of_one + more * (fixed_of_two - fixed_of_one)),
+        a_sequence=of_one + more * (of_two - of_one),
+        sequences=per_pass,
+        passes=-(-rows // per_pass),
+        snapshot=state + optimizer,
+    )
+
+
+def slice_of(config: ModelConfig, layers: int, vocab_size: int, device: torch.device) -> GPT:
+    """A model of so many blocks, as wide as the whole one."""
+    model = unfilled(replace(config, n_layer=layers), vocab_size, device)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(0.01)  # fresh memory may hold anything, and slow denormals
+    return model.train()
+
+
+def _kept(
+    config: ModelConfig, layers: int, sequences: int, vocab_size: int, numerics: Numerics, device: torch.device
+) -> int:
+    """Bytes that autograd keeps below the head for the backward pass, parameters not counted."""
+    model = slice_of(config, layers, vocab_size, device)
+    tokens = torch.zeros(sequences, config.context_length, dtype=torch.int64, device=device)
+    with _counted(model) as kept, numerics.autocast():
+        model.hidden(tokens)
+    return sum(kept.values())
+
+
+@contextmanager
+def _counted(model: GPT) -> Iterator[dict[int, int]]:
+    """Storages that autograd keeps inside the block, by address, and their bytes."""
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, int] = {}
+    alive: list[Tensor] = []  # so that no address is given away twice
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+            alive.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield kept
+
+
+@contextmanager
+def memory_explained(learner: Learner, config: Config) -> Iterator[None]:
+    """Add to an error for want of memory what there is, and the nearest setting that fits.
+
+    Raises:
+        MemoryError: Device or host had no room inside the block.
+    """
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise MemoryError(f"{error}; {_advice_for(learner, config)}") from error
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):
+            raise
+        reason = str(error).partition("can't allocate memory: ")[2].splitlines()[0]
+        raise MemoryError(f"{reason} {_advice_for(learner, config)}") from error
+
+
+def _advice_for(learner: Learner, config: Config) -> str:
+    total, free = _memory(learner.device)
+    counted_on = replace(learner.numerics, device="cpu", compile=False)
+    need = estimate(config, learner.model.vocab_size, counted_on, torch.device("cpu"))
+    return advice(need, config, total, free)
+
+
+def advice(need: Memory, config: Config, total: int, free: int) -> str:
+    """What was to be had, and what to set so that it fits."""
+    count, now = need.sequences_within(total), need.sequences
+    there = f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB are free; "
+    asked = f"{now} sequences at once take about {need.step / 2**30:.1f} GiB"
+    if count == 0:
+        return (
+            f"{there}{asked}, and one alone {need.with_sequences(1) / 2**30:.1f}: take a smaller "
+            "model.context_length or model.n_layer, or several GPUs with runtime.parallel=fsdp"
+        )
+    fitting = min(count, max(1, now // 2))
+    return f"{there}{asked}: start again with --set training.micro_batch_size={fitting}"
+
+
+def _memory(device: torch.device) -> tuple[int, int]:
+    """Bytes of the device, or of this machine as the kernel tells them: in all, and free."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return total, free
+    told = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    total, free = (int(told[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
+    return total, free

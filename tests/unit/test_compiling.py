@@ -1,0 +1,104 @@
+"""Compiling: tried before it is relied on, an error only for those who asked for it, and the same numbers."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import structlog
+import torch
+import torch._inductor.config
+
+from job.config import ModelConfig, RuntimeConfig
+from job.errors import ConfigError
+from job.infra.compiler import settle_compiling
+from job.infra.device import Numerics, choose_numerics
+from job.model import loss
+from job.model.gpt import GPT
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler(monkeypatch):
+    """Nothing compiled by another test is found; torch's settings are those of before afterwards."""
+    threads = torch.get_num_threads()
+    torch._dynamo.reset()
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    yield
+    torch._dynamo.reset()
+    torch.set_num_threads(threads)
+
+
+def numerics(compiled=True):
+    return Numerics(device="cpu", precision="fp32", compile=compiled, deterministic=False, threads=1)
+
+
+@pytest.fixture
+def no_compiler():
+    """A machine without a C++ compiler."""
+    with torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",), "force_disable_caches": True}):
+        yield
+
+
+def test_on_a_cpu_auto_does_not_compile():
+    """A step of the sizes that a CPU trains is not made faster by as much as compiling takes."""
+    assert not choose_numerics(RuntimeConfig(device="cpu"), None).compile
+
+
+def test_what_was_chosen_is_used_again():
+    """A run that began compiled goes on compiled."""
+    assert choose_numerics(RuntimeConfig(device="cpu"), numerics().plain()).compile
+
+
+def test_nothing_is_tried_where_nothing_is_compiled(tmp_path):
+    """Eager runs leave no cache and do not load the compiler."""
+    assert settle_compiling(numerics(False), RuntimeConfig(), tmp_path) == numerics(False)
+    assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
+
+
+def test_without_a_compiler_auto_goes_on_without(no_compiler, tmp_path):
+    """One warning says why, and the run is eager."""
+    with structlog.testing.capture_logs() as logs:
+        settled = settle_compiling(numerics(), RuntimeConfig(), tmp_path)
+
+    assert not settled.compile
+    assert [line["log_level"] for line in logs] == ["warning"]
+    assert "no-such-compiler" in logs[0]["reason"] or "compiler" in logs[0]["reason"].lower()
+
+
+def test_without_a_compiler_on_is_an_error(no_compiler, tmp_path):
+    """Who asks for it by name is told, before anything is trained."""
+    with pytest.raises(ConfigError, match=r"runtime.compile='on'"):
+        settle_compiling(numerics(), RuntimeConfig(compile="on"), tmp_path)
+
+
+@pytest.mark.slow
+def test_the_cache_is_kept(tmp_path):
+    """What was compiled lies in the given folder, where the next start finds it."""
+    code = (
+        "import sys; from pathlib import Path; from job.config import RuntimeConfig\n"
+        "from job.infra.compiler import settle_compiling; from job.infra.device import Numerics\n"
+        "n = Numerics(device='cpu', precision='fp32', compile=True, deterministic=False, threads=1)\n"
+        "assert settle_compiling(n, RuntimeConfig(compile='on'), Path(sys.argv[1])) == n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+
+    assert any((tmp_path / "compiled").rglob("*.so"))
+
+
+@pytest.mark.slow
+def test_compiled_and_eager_agree(monkeypatch):
+    """Loss and gradients of a compiled model, head and all, are the eager ones."""
+    monkeypatch.setattr(loss, "_WORTH_IT", 0)
+    torch.manual_seed(0)
+    model = GPT(ModelConfig(n_layer=1, n_head=2, n_embd=32, context_length=16), 99)
+    tokens = torch.randint(99, (2, 17))
+    found = []
+    for compiled in (False, True):
+        if compiled:
+            model.compile()
+        model.zero_grad()
+        value = model(tokens[:, :-1], tokens[:, 1:])
+        value.backward()
+        found.append([value.detach(), *(p.grad.clone() for p in model.parameters())])
+
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,84 @@
+"""What is said when memory is not enough: what was asked, what there is, and a setting that fits."""
+
+import pytest
+import torch
+
+from job.config_file import load_config
+from job.infra.device import choose_numerics
+from job.training.learner import build_learner
+from job.training.memory import Memory, advice, memory_explained
+
+GIB = 1 << 30
+
+
+@pytest.fixture
+def config():
+    settings = ["run_uri=unset", "runtime.device=cpu", "runtime.threads=1", "model.n_layer=1", "model.n_embd=32"]
+    return load_config(overrides=[*settings, "training.batch_size=64", "training.micro_batch_size=16"]).config
+
+
+@pytest.fixture
+def learner(config):
+    before = torch.get_num_threads()
+    yield build_learner(config, choose_numerics(config.runtime, None), 99, restoring=False)
+    torch.set_num_threads(before)
+
+
+def need(gib, a_sequence=GIB, sequences=16):
+    """So much for the state; what the C library keeps comes on top."""
+    parts = {"gradients": 0, "optimizer": 0, "head": 0, "tied": 0, "casts": 0, "snapshot": 0, "passes": 2}
+    return Memory(model=round(gib * GIB / 1.15), a_sequence=round(a_sequence / 1.15), sequences=sequences, **parts)
+
+
+@pytest.mark.parametrize(("total", "rows"), [(8.1, 4), (7.1, 2), (5.1, 1), (4.1, 0), (2, 0)])
+def test_sequences_that_fit(total, rows):
+    """A power of two of sequences, and none where not even one fits."""
+    assert need(4).sequences_within(round(total * GIB)) == rows
+
+
+def test_the_nearest_setting_is_named(config):
+    """What is asked, what is free, and the largest pass that fits."""
+    said = advice(need(4), config, total=9 * GIB, free=3 * GIB)
+
+    assert "3.0 of 9.0 GiB are free" in said
+    assert "16 sequences at once take about 20.0 GiB" in said
+    assert "training.micro_batch_size=4" in said
+
+
+def test_an_estimate_that_was_too_low_still_leads_to_less(config):
+    """What has just failed is never proposed again: half of it is."""
+    assert "training.micro_batch_size=8" in advice(need(1, a_sequence=100), config, total=9 * GIB, free=GIB)
+
+
+def test_where_nothing_fits(config):
+    """A smaller model is asked for, not a pass of no sequences."""
+    said = advice(need(9), config, total=8 * GIB, free=GIB)
+
+    assert "micro_batch_size" not in said
+    assert "model.n_layer" in said
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB."), MemoryError("no room")],
+    ids=["device", "host"],
+)
+def test_an_error_is_explained(learner, config, error):
+    """Torch's own words stay, and become an error that the command ends with 1 for, without a traceback."""
+    with pytest.raises(MemoryError, match=r"training\.micro_batch_size=") as raised, memory_explained(learner, config):
+        raise error
+
+    assert str(error) in str(raised.value)
+
+
+def test_torchs_error_of_the_host(learner, config):
+    """A real allocation that no machine has: told with what was asked."""
+    asked = r"tried to allocate 4611686018427387904 bytes.*micro_batch_size"
+    with pytest.raises(MemoryError, match=asked), memory_explained(learner, config):
+        torch.empty(1 << 60, dtype=torch.float32)
+
+
+def test_other_errors_pass(learner, config):
+    """A bug is a bug."""
+    with pytest.raises(RuntimeError, match="shapes"), memory_explained(learner, config):
+        raise RuntimeError("shapes do not match")
