@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -45,8 +45,18 @@ class Numerics:
         return torch.autocast(self.device, dtype=_DTYPES[self.precision])
 
 
+class OnCpu(NamedTuple):
+    """What is fastest on a CPU depends on the model; `threads` unset: one a core."""
+
+    precision: str = "fp32"
+    threads: int | None = None
+
+
+PLAIN = OnCpu()
+
+
 def choose_numerics(
-    runtime: RuntimeConfig, stored: Mapping[str, Any] | None, place: Place = ALONE, *, cpu_precision: str = "fp32"
+    runtime: RuntimeConfig, stored: Mapping[str, Any] | None, place: Place = ALONE, *, on_cpu: OnCpu = PLAIN
 ) -> Numerics:
     """What this run computes with.
 
@@ -54,7 +64,7 @@ def choose_numerics(
         runtime: What was asked for; `auto` takes what the run used before, else the best of this machine.
         stored: Numerics of the checkpoint that is continued.
         place: How many processes compute together, and how many of them on this machine.
-        cpu_precision: The best on a CPU, which depends on the model.
+        on_cpu: The best for the model, if it is to be on a CPU.
 
     Raises:
         ConfigError: What was asked for, or used before, is not to be had here.
@@ -62,12 +72,14 @@ def choose_numerics(
     before = stored or {}
     device = _asked(runtime.device) or before.get("device") or _best_device()
     _require_device(device)
-    precision = _asked(runtime.precision) or before.get("precision") or _best_precision(device, cpu_precision)
+    precision = _asked(runtime.precision) or before.get("precision") or _best_precision(device, on_cpu)
     several = place.world_size > 1
     parallel = (_asked(runtime.parallel) or _parallel_before(before) or "ddp") if several else "none"
     if (parallel, precision) == ("fsdp", "fp16"):
         raise ConfigError("runtime.parallel='fsdp' does not scale gradients: take runtime.precision=bf16, not fp16")
     threads = before.get("threads") if before.get("world_size", 1) == place.world_size else None
+    if device == "cpu":
+        threads = threads or on_cpu.threads
     compiled = {"on": True, "off": False, "auto": bool(before.get("compile", device == "cuda"))}[runtime.compile]
     return Numerics(
         device=device,
@@ -198,9 +210,9 @@ def _how_to_give_one() -> str:
     return "; a container gets one by docker run --gpus all, or a limit of nvidia.com/gpu in Kubernetes"
 
 
-def _best_precision(device: str, cpu_precision: str) -> str:
+def _best_precision(device: str, on_cpu: OnCpu) -> str:
     if device == "cpu":
-        return cpu_precision
+        return on_cpu.precision
     return "bf16" if device == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
 
 

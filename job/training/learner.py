@@ -13,7 +13,7 @@ from job.infra.device import Numerics, apply_numerics
 from job.infra.ranks import ALONE, Ranks
 from job.model.gpt import GPT, unfilled
 from job.training.optimizer import build_optimizer
-from job.training.parallel import Parallel, spread_over
+from job.training.parallel import Parallel, Whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,11 @@ def build_learner(
     model = empty_model(config, vocab_size, device) if restoring else fresh_model(config, vocab_size).to(device)
     if numerics.compile:
         model.compile()
-    parallel = spread_over(model, config, numerics, ranks, device)
+    parallel: Parallel = Whole(model)
+    if ranks.place.world_size > 1:
+        from job.training.spread import spread  # noqa: PLC0415 - FSDP takes a second to import
+
+        parallel = spread(model, config, numerics, ranks, device)
     optimizer = build_optimizer(model, config.optimizer)
     return Learner(model, optimizer, _fresh_scaler(numerics, device), numerics, device, parallel)
 

@@ -2,19 +2,21 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
-from job.config import Config, ModelConfig
+from job.config import Config
 from job.data.cache import cache_folder
 from job.errors import ConfigError
 from job.infra.allocator import keep_freed_memory
 from job.infra.compiler import settle_compiling
-from job.infra.device import Numerics, choose_numerics
+from job.infra.device import Numerics, OnCpu, choose_numerics
 from job.infra.place import Place
 from job.infra.ranks import ALONE, Ranks
 from job.model.projection import has_bf16_products
 
 _WIDE_ENOUGH = 128  # channels; measured from there on: at 128 a step takes 0.75 of fp32's time, at 768 half
+
+_WORTH_SHARING = 1 << 15  # numbers; below, two threads take 1.2 to 1.4 times as long as one
 
 
 def settle_numerics(config: Config, stored: Mapping[str, Any] | None, ranks: Ranks = ALONE) -> Numerics:
@@ -42,13 +44,21 @@ def settle_numerics(config: Config, stored: Mapping[str, Any] | None, ranks: Ran
 
 def own_numerics(config: Config, stored: Mapping[str, Any] | None, place: Place) -> Numerics:
     """The best that this machine has for one of the ranks; raises as `settle_numerics` does."""
-    best = cpu_precision(config.model)
-    numerics = choose_numerics(config.runtime, stored, place, cpu_precision=best)
+    numerics = choose_numerics(config.runtime, stored, place, on_cpu=best_on_cpu(config))
     if numerics.parallel == "fsdp" and config.optimizer.name == "muon":
         raise ConfigError("runtime.parallel='fsdp' cuts the matrices that Muon needs whole: take runtime.parallel=ddp")
     return settle_compiling(numerics, config.runtime, cache_folder(config.data))
 
 
-def cpu_precision(model: ModelConfig) -> Literal["bf16", "fp32"]:
-    """bf16 products with fp32 weights where the processor multiplies in bf16 and the model is wide; else fp32."""
-    return "bf16" if model.n_embd >= _WIDE_ENOUGH and has_bf16_products() else "fp32"
+def best_on_cpu(config: Config) -> OnCpu:
+    """What trains the config's model fastest on a CPU.
+
+    bf16 products with fp32 weights where the processor multiplies in bf16 and the model is wide. One thread where a
+    pass is so small that others would only be waited for: torch cuts nothing into parts of less than 32,768 numbers.
+    """
+    model = config.model
+    numbers = config.training.rows_per_pass * model.context_length * model.n_embd
+    return OnCpu(
+        precision="bf16" if model.n_embd >= _WIDE_ENOUGH and has_bf16_products() else "fp32",
+        threads=1 if numbers < _WORTH_SHARING else None,
+    )

@@ -4,7 +4,7 @@ import pytest
 
 from job.errors import ConfigError
 from job.infra.place import Crew, Place, crew_of, place_of
-from job.training.parallel import owners
+from job.training.spread import owners
 
 MASTER = {"MASTER_ADDR": "first", "MASTER_PORT": "29500"}
 PET = {"PET_NNODES": "2", "PET_NPROC_PER_NODE": "4", "PET_MASTER_ADDR": "first", "PET_MASTER_PORT": "29500"}

@@ -1,0 +1,45 @@
+"""What auto becomes for a model on a CPU, and that a run keeps it."""
+
+import pytest
+import torch
+
+from job.config_file import load_config
+from job.errors import ConfigError
+from job.infra.place import ALONE, Place
+from job.training.numerics import best_on_cpu, own_numerics, settle_numerics
+
+
+def config(*overrides, preset="baby-cpu"):
+    return load_config(preset, overrides=["run_uri=unset", "runtime.device=cpu", *overrides]).config
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_a_small_pass_is_computed_by_one_thread():
+    """Baby GPT's is; one of as many numbers as torch would cut in two is computed by a thread a core."""
+    assert best_on_cpu(config()).threads == 1
+    assert best_on_cpu(config("model.context_length=128", "training.batch_size=16")).threads is None
+
+
+def test_threads_that_were_asked_for_or_used_before_stay():
+    """Auto speaks only for a run that begins."""
+    assert settle_numerics(config("runtime.threads=2"), None).threads == 2
+    assert settle_numerics(config(), {"threads": 2}).threads == 2
+
+
+def test_a_narrow_model_stays_in_fp32():
+    """Casting costs more than narrow products gain."""
+    assert settle_numerics(config(), None).precision == "fp32"
+
+
+def test_muon_needs_whole_matrices():
+    """In shards there are none: one line says what to take instead."""
+    two = Place(rank=0, world_size=2, local_rank=0, local_world_size=2)
+    with pytest.raises(ConfigError, match="parallel=ddp"):
+        own_numerics(config("optimizer.name=muon", "runtime.parallel=fsdp"), None, two)
+    assert own_numerics(config("optimizer.name=muon"), None, ALONE).parallel == "none"
