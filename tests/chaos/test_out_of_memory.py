@@ -54,9 +54,9 @@ def no_more_memory():
 
 def none_for(owner, name, calls):
     """Let `owner.name` find no new memory in these of its calls."""
-    from job import pretrain
+    from job.training import numerics
 
-    pretrain.keep_freed_memory = lambda: False  # else it would do with what was freed before,
+    numerics.keep_freed_memory = lambda: False  # else it would do with what was freed before,
     malloc = ctypes.CDLL(None)  # and what it holds for threads
     assert malloc.mallopt(M_MMAP_THRESHOLD, 64 << 10)
     assert malloc.mallopt(M_ARENA_MAX, 1)
