@@ -145,6 +145,39 @@ MUTANTS = [
         "if False:",
         ("tests/unit/test_checkpoint_protocol.py",),
     ),
+    Mutant(
+        "keep the slots of a client that has left",
+        "job/serving/completions.py",
+        "            engine.cancel(self._ticket)\n",
+        "            pass\n",
+        ("tests/integration/test_serving.py::test_a_client_that_leaves_frees_its_slots",),
+    ),
+    Mutant(
+        "take more requests than there is room for",
+        "job/serving/engine.py",
+        "if len(self._tickets) + count > self._room:",
+        "if False:",
+        ("tests/integration/test_serving.py::test_more_than_there_is_room_for",),
+    ),
+    Mutant(
+        "mix up the rows when one leaves",
+        "job/model/batching.py",
+        """        if row < len(self._open):
+            self._open[row] = last
+""",
+        """        if row < len(self._open):
+            self._open.insert(row, last)
+            self._open.pop()
+""",
+        ("tests/unit/test_batching.py",),
+    ),
+    Mutant(
+        "let those in who show no key",
+        "job/serving/app.py",
+        "if not hmac.compare_digest(shown, self._expected):",
+        "if shown and not hmac.compare_digest(shown, self._expected):",
+        ("tests/integration/test_serving.py::test_the_key",),
+    ),
 ]
 AT_EVERY_COMMIT = 4
 
