@@ -137,11 +137,12 @@ lint-image: $(VENV)-tools/.installed ## hadolint and shellcheck
 # The two builds of torch are two locks: PyPI's, with the CUDA libraries, and the small one of its own index (or WHEELS).
 LOCK = $(VENV)-tools/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
 	--custom-compile-command 'make locks'
-IMAGE_EXTRAS := zstd
+# Whatever a setting can ask for is there: nobody can install into an image that is read-only.
+IMAGE_EXTRAS := bpe parquet tensorboard zstd
 OF_JOB = $(LOCK) --constraints constraints.txt $(IMAGE_EXTRAS:%=--extra %) pyproject.toml -
 CPU_TORCH = $(if $(WHEELS),--find-links $(WHEELS),--torch-backend cpu)
 locks: $(VENV)-tools/.installed ## Resolve the images' packages again, with their hashes
-	echo 'torch==$(TORCH_VERSION)' | $(OF_JOB) --output-file docker/requirements-cuda.lock
+	echo 'torch==$(TORCH_VERSION)' | $(OF_JOB) --extra gpu --output-file docker/requirements-cuda.lock
 	echo 'torch==$(TORCH_VERSION)+cpu' | $(OF_JOB) $(CPU_TORCH) --output-file docker/requirements-cpu.lock
 	$(LOCK) constraints-s3.txt --output-file docker/s3/requirements.lock
 

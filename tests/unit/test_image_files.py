@@ -18,6 +18,8 @@ JOB_LOCKS = ["docker/requirements-cpu.lock", "docker/requirements-cuda.lock"]
 LOCKS = [*JOB_LOCKS, "docker/s3/requirements.lock"]
 DIGEST = r"@sha256:[0-9a-f]{64}"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+IMAGE_PLATFORM = {"sys_platform": "linux", "platform_system": "Linux", "platform_machine": "x86_64"}
+NOT_IN_AN_IMAGE = {"dev", "bench", "parity", "k8s"}
 EXTRAS = re.search(r"(?m)^IMAGE_EXTRAS := (.*)", (ROOT / "Makefile").read_text())[1].split()
 
 
@@ -39,10 +41,12 @@ def last(path, name, stage="run"):
 
 
 def locked(path):
-    """Name -> (version, hashes) of a lock."""
+    """Name -> (version, hashes) of what a lock has for an image."""
     found = {}
     for entry in re.split(r"\n(?=\S)", re.sub(r"(?m)^#.*\n", "", (ROOT / path).read_text()).strip()):
         requirement = Requirement(entry.partition(" \\")[0])
+        if requirement.marker and not requirement.marker.evaluate(IMAGE_PLATFORM):
+            continue
         versions = [specifier.version for specifier in requirement.specifier if specifier.operator == "=="]
         found[canonicalize_name(requirement.name)] = (versions[0], re.findall(r"--hash=sha256:([0-9a-f]{64})", entry))
     return found
@@ -142,6 +146,14 @@ def test_the_locks_have_what_the_job_asks_for(path):
     ]
 
     assert not missing, "make locks"
+
+
+def test_every_setting_works_in_the_image():
+    """No extra that a user's setting can ask for is left out: nothing can be installed into a read-only image."""
+    everything = {*EXTRAS, "gpu"}
+
+    assert everything == PROJECT["optional-dependencies"].keys() - NOT_IN_AN_IMAGE
+    assert "nvidia-ml-py" in locked(JOB_LOCKS[1])
 
 
 @pytest.mark.parametrize("path", JOB_LOCKS)
