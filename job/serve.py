@@ -14,6 +14,7 @@ from job.config import Config
 from job.data.cache import Advance
 from job.errors import ConfigError, Interrupted
 from job.infra.health import Pulse
+from job.infra.healthcheck import forget_address, tell_address
 from job.infra.signals import StopSignal
 from job.model.batching import Batch
 from job.model.decoder import Decoder
@@ -90,9 +91,13 @@ def serve(config: Config, which: str, weights: str | None, serving: ServingConfi
     engine.on_change, stop.on_request = changed, asked_to_stop
     log.info("listening", url=url, model=name)
     engine.start()
-    with listener:
-        if not stop.requested:
-            server.run([listener])
+    tell_address(host, port)
+    try:
+        with listener:
+            if not stop.requested:
+                server.run([listener])
+    finally:
+        forget_address(host, port)
     cut = metrics.count("interrupted")
     engine.close(seconds=5.0)
     if engine.error is not None and not (stop.requested and isinstance(engine.error, Interrupted)):

@@ -5,7 +5,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from socketserver import ThreadingTCPServer
@@ -14,7 +13,7 @@ from typing import Any, Self
 import structlog
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
-from job.infra.healthcheck import ADDRESS_FILE
+from job.infra.healthcheck import forget_address, tell_address
 
 DOCKER_MARK = "/.dockerenv"
 PLAIN = "text/plain; charset=utf-8"
@@ -60,8 +59,6 @@ class HealthServer:
         self._address = (listening_host(host, os.environ), port)
         self._ready = threading.Event()
         self._server: _Server | None = None
-        named = os.environ.get(ADDRESS_FILE)
-        self._address_file = Path(named) if named else None
 
     def start(self) -> Self:
         """Begin to answer; where the address cannot be had, that is a warning and the job goes on without."""
@@ -73,7 +70,7 @@ class HealthServer:
             return self
         threading.Thread(target=self._server.serve_forever, args=(0.1,), name="health", daemon=True).start()
         log.info("metrics endpoint", url=f"http://{host}:{self.port}/metrics")
-        self._tell_address()
+        tell_address(host, self._server.server_address[1])
         return self
 
     @property
@@ -88,19 +85,10 @@ class HealthServer:
     def close(self) -> None:
         """Stop answering and free the port."""
         if self._server:
+            forget_address(self._address[0], self._server.server_address[1])
             self._server.shutdown()
             self._server.server_close()
             self._server = None
-            if self._address_file:
-                self._address_file.unlink(missing_ok=True)
-
-    def _tell_address(self) -> None:
-        """Leave the address of `/healthz` where the container's health check looks for it."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._address[0], self._address[0])  # noqa: S104
-        url = f"http://[{host}]:{self.port}/healthz" if ":" in host else f"http://{host}:{self.port}/healthz"
-        if self._address_file:
-            with suppress(OSError):
-                self._address_file.write_text(url)
 
     def _answer(self, path: str) -> tuple[int, str, bytes]:
         """Status, content type and body for a path."""

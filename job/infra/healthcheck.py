@@ -10,10 +10,31 @@ import os
 import sys
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 
 ADDRESS_FILE = "GPT_JOB_HEALTH_FILE"  # the variable that names it
 TIMEOUT = 4.0  # seconds
+
+
+def tell_address(host: str, port: int) -> None:
+    """Leave the address of `/healthz` where the check looks for it; nothing where no file is named, as in no image."""
+    if named := os.environ.get(ADDRESS_FILE):
+        with suppress(OSError):
+            Path(named).write_text(_health_url(host, port))
+
+
+def forget_address(host: str, port: int) -> None:
+    """Take it away, unless another endpoint has left its own there since."""
+    named = Path(os.environ.get(ADDRESS_FILE, ""))
+    with suppress(OSError):
+        if named.is_file() and named.read_text() == _health_url(host, port):
+            named.unlink()
+
+
+def _health_url(host: str, port: int) -> str:
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  # compared, not bound
+    return f"http://[{host}]:{port}/healthz" if ":" in host else f"http://{host}:{port}/healthz"
 
 
 def main() -> int:

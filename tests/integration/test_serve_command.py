@@ -1,8 +1,11 @@
 """`gpt-job serve` in a process of its own: how it starts, what it says, and how it ends."""
 
 import json
+import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 import urllib.request
@@ -13,6 +16,7 @@ import pytest
 from job.config_file import load_config
 from job.errors import ConfigError, NotFoundError
 from job.generate import Decoding, generate
+from job.infra.healthcheck import ADDRESS_FILE
 from job.infra.signals import StopSignal
 from job.serve import serve
 from job.serving.settings import ServingConfig
@@ -38,15 +42,19 @@ def ask(url, key=None, **body):
 
 
 @pytest.fixture(scope="module")
-def story(finished):
+def story(finished, tmp_path_factory):
     """What a server said and answered from its start to a drain, while an answer was under way."""
     found = {}
-    with finished.world.job("serve", "--port", "0", launcher=SLOWLY, GPT_JOB_API_KEY="test-key-123") as job:
+    address = tmp_path_factory.mktemp("container") / "address"
+    environ = {"GPT_JOB_API_KEY": "test-key-123", ADDRESS_FILE: str(address)}
+    with finished.world.job("serve", "--port", "0", launcher=SLOWLY, **environ) as job:
         listening = job.until("listening")["url"]
         found["before"] = get(f"{listening}/readyz")[0], get(f"{listening}/healthz")[0]
         found["serving"] = job.until("serving")
         url = found["serving"]["url"]
         found["ready"] = get(f"{url}/readyz")[0]
+        check = [sys.executable, "-m", "job.infra.healthcheck"]
+        found["check"] = subprocess.check_output(check, env={**os.environ, ADDRESS_FILE: str(address)}, text=True)
         found["without a key"] = get(f"{url}/v1/models")[0]
         found["greedy"] = ask(url, "test-key-123", prompt="line 1", max_tokens=30, temperature=0, ignore_eos=True)
         late = {"prompt": "l", "max_tokens": 60, "n": 8, "ignore_eos": True}
@@ -60,6 +68,7 @@ def story(finished):
         host, _, port = url.removeprefix("http://").rpartition(":")
         with socket.socket() as other:
             found["after"] = other.connect_ex((host, int(port)))
+        found["address"] = address.exists()
     return found
 
 
@@ -69,6 +78,12 @@ def test_it_says_when_it_is_ready(story):
     assert story["ready"] == 200
     assert story["serving"]["model"] == "run"
     assert story["serving"]["seconds"] > 0
+
+
+def test_the_container_finds_it_healthy(story):
+    """The image's health check finds the server's own /healthz on whatever port; it leaves no address behind."""
+    assert story["check"] == "ok\n"
+    assert not story["address"]
 
 
 def test_it_answers_as_generate_does(story, finished, tmp_path):

@@ -77,6 +77,14 @@ def test_the_address_goes_with_the_endpoint(server, address_file):
     assert (before, address_file.exists()) == (True, False)
 
 
+def test_an_endpoint_takes_only_its_own_address_away(server, address_file):
+    """Where another one has left its address since, the check goes on asking that one."""
+    address_file.write_text("http://127.0.0.1:9/healthz")
+    server.close()
+
+    assert address_file.exists()
+
+
 def test_the_check_loads_nothing_of_the_job():
     """It runs every few seconds beside the training: only the standard library is imported."""
     code = "import sys, job.infra.healthcheck; print({'structlog', 'prometheus_client', 'torch'} & set(sys.modules))"
