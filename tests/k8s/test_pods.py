@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 
+import click
 import pytest
 
 from job import errors
@@ -31,6 +32,7 @@ FINAL = {2} | {
     for cls in vars(errors).values()
     if isinstance(cls, type) and issubclass(cls, errors.JobError) and cls not in RETRIED
 }
+TRAINED = ("gpu", "multi-gpu", "multi-node", "trainjob")  # on a corpus of the user's
 FROM_ELSEWHERE = {"gpt-pretrain-s3", "gpt-cache"}  # a Secret and a claim that the user makes
 
 
@@ -210,18 +212,53 @@ def test_the_config_loads(overlay, tmp_path):
     assert 'run_uri = "s3://' in shown.stdout
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS)
-def test_the_command_exists(overlay):
-    """The pod's arguments are a command of gpt-job with its flags."""
-    arguments = job_pod(rendered(overlay)).main["args"]
-    command = main.commands.get(arguments[0])
-    flags = [word for word in arguments if word.startswith("--")]
-    known = {name for parameter in command.params for name in parameter.opts} if command else set()
-    if not set(flags) <= known or command is None:
-        pytest.skip(f"this version has no {' '.join([arguments[0], *flags])}")
+def understood(arguments):
+    """The parameters that the command line makes of a container's arguments; click raises where it knows them not."""
+    command = main.commands[arguments[0]]
+    with command.make_context(arguments[0], arguments[1:]) as context:
+        return context.params
 
-    with command.make_context(arguments[0], arguments[1:], resilient_parsing=False) as context:
-        assert context.params
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_commands_exist(overlay):
+    """What each container runs, the preflight and what Trainer passes on included, is a command with its flags."""
+    manifests = rendered(overlay, ("check",))
+    words = [container["args"] for container in job_pod(manifests).containers]
+    words += [kind["spec"]["trainer"]["args"] for kind in manifests if kind["kind"] == "TrainJob"]
+
+    assert next(command for command, *_ in words) == "check"
+    assert all(understood(arguments) for arguments in words)
+
+
+def test_a_command_that_is_none_is_noticed():
+    """A flag of another command, and a command that there is not, are errors."""
+    with pytest.raises(click.UsageError):
+        understood(["prepare", "--processes", "gpu"])
+    with pytest.raises(KeyError):
+        understood(["pretrain"])
+
+
+@pytest.mark.parametrize(
+    ("overlay", "processes"), [("gpu", None), ("multi-gpu", "gpu"), ("multi-node", "gpu"), ("trainjob", "gpu")]
+)
+def test_every_gpu_of_a_node_is_used(overlay, processes):
+    """With several GPUs in a pod there is a process for each of them."""
+    manifests = rendered(overlay)
+    trainer = one(manifests, "TrainJob")["spec"]["trainer"] if overlay == "trainjob" else job_pod(manifests).main
+    resources = trainer.get("resourcesPerNode") or trainer["resources"]
+
+    assert understood(trainer["args"])["processes"] == processes
+    assert (int(resources["limits"]["nvidia.com/gpu"]) > 1) == (processes == "gpu")
+
+
+def test_prepared_tokens_are_those_that_are_trained_on(tmp_path):
+    """The Job that prepares resolves the data that the training Jobs resolve, and leaves it where they look."""
+    prepared = config_of(rendered("prepare"), tmp_path).data
+
+    assert prepared.cache_uri == "s3://my-bucket/cache"
+    assert {overlay: config_of(rendered(overlay), tmp_path).data for overlay in TRAINED} == dict.fromkeys(
+        TRAINED, prepared
+    )
 
 
 def test_nodes_of_a_run_find_each_other():
