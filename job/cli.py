@@ -17,6 +17,7 @@ import structlog
 from job.cli_bench import bench
 from job.cli_check import check
 from job.cli_checkpoints import checkpoints
+from job.cli_config import config
 from job.cli_ladder import ladder
 from job.cli_options import (
     config_at,
@@ -32,8 +33,6 @@ from job.cli_report import report
 from job.cli_serve import serve
 from job.cli_serve_test import serve_test
 from job.cli_weights import weights as weights_group
-from job.config import plain
-from job.config_file import render_toml
 from job.errors import Interrupted, JobError
 from job.infra.endings import write_termination
 from job.infra.logs import LogFormat, configure_logging
@@ -389,24 +388,4 @@ main.add_command(serve)
 main.add_command(serve_test)
 main.add_command(ladder)
 main.add_command(check)
-
-
-@main.group()
-def config() -> None:
-    """Look at the settings of a run."""
-
-
-@config.command("show")
-@config_options
-@json_option
-def show_config(preset: str | None, path: Path | None, overrides: tuple[str, ...], as_json: bool) -> None:
-    """The resolved config as TOML, each value with where it came from.
-
-    \b
-    gpt-job config show --preset verdict --set training.epochs=3
-    """
-    resolved = resolve(preset, path, overrides)
-    if as_json:
-        print_json({"config": plain(resolved.config), "sources": dict(resolved.sources)})
-        return
-    click.echo(render_toml(resolved), nl=False)
+main.add_command(config)

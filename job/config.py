@@ -47,23 +47,23 @@ def _share(section: str, **values: float | None) -> list[tuple[bool, str]]:
 class ModelConfig:
     """Shape of the GPT; the vocabulary size comes from the tokenizer. Defaults are GPT-2 small's."""
 
-    n_layer: int = 12
-    n_head: int = 12
-    n_embd: int = 768
-    head_size: int | None = None  # unset: n_embd / n_head
+    n_layer: int = 12  # transformer blocks
+    n_head: int = 12  # attention heads of a block
+    n_embd: int = 768  # width: channels of each token
+    head_size: int | None = None  # channels of one head; unset: n_embd / n_head
     context_length: int = 1024  # longest sequence, tokens
     dropout: float = 0.0  # default of the three below
-    embedding_dropout: float | None = None
-    attention_dropout: float | None = None
-    residual_dropout: float | None = None
+    embedding_dropout: float | None = None  # of tokens and positions together; unset: dropout
+    attention_dropout: float | None = None  # of attention weights; unset: dropout
+    residual_dropout: float | None = None  # of what attention and feed-forward add; unset: dropout
     bias: bool = True  # of projections, feed-forward and norms
-    qkv_bias: bool = True
-    head_bias: bool = False
+    qkv_bias: bool = True  # of queries, keys and values
+    head_bias: bool = False  # of lm_head; needs tie_weights=false
     tie_weights: bool = True  # lm_head shares wte's weight
-    final_norm: bool = True
-    activation: Literal["gelu", "relu"] = "gelu"  # gelu is GPT-2's tanh form
+    final_norm: bool = True  # layer norm before lm_head
+    activation: Literal["gelu", "relu"] = "gelu"  # of the feed-forward; gelu is GPT-2's tanh form
     attention_scale: Literal["head", "embd"] = "head"  # 1/sqrt(head size) or 1/sqrt(n_embd)
-    init: Literal["gpt2", "torch"] = "gpt2"
+    init: Literal["gpt2", "torch"] = "gpt2"  # of weights: GPT-2's (0.02, less for what is added), or torch's own
 
     def __post_init__(self) -> None:
         _require(
@@ -107,14 +107,14 @@ class ModelConfig:
 class DataConfig:
     """Where text comes from and how it becomes batches."""
 
-    corpus: tuple[str, ...] = (DEFAULT_CORPUS,)  # one URI or a list
+    corpus: tuple[str, ...] = (DEFAULT_CORPUS,)  # where text is: one URI or a list
     tokenizer: str = "gpt2"  # a tiktoken encoding, char, byte, or bpe:N for one of N entries trained on the corpus
     tokenizer_dir: str | None = None  # folder with vocab.bpe and encoder.json
     tokenizer_workers: int | None = None  # processes that tokenize; 0: none, unset: one a core where it is worth it
     text_field: str = "text"  # of .jsonl documents; .parquet: the column
     bad_lines: Literal["stop", "skip"] = "stop"  # at a .jsonl line or .parquet row without text; skip counts them
     split: tuple[float, ...] = (0.9, 0.05, 0.05)  # train, validation and, if there is a third, test
-    order: Literal["windows", "random"] = "windows"
+    order: Literal["windows", "random"] = "windows"  # windows in a new order each epoch, or blocks anywhere
     stride: int | None = None  # tokens from one window to the next; unset: context_length
     workers: int = 0  # loader processes
     cache_dir: str | None = None  # unset: $XDG_CACHE_HOME/gpt-pretrain-job, or ~/.cache/gpt-pretrain-job
@@ -149,14 +149,14 @@ class OptimizerConfig:
     learning_rate: float = 6e-4  # the peak
     initial_learning_rate: float = 0.0  # where warmup starts
     min_learning_rate: float = 0.0  # where decay ends
-    schedule: Literal["constant", "cosine", "linear", "wsd"] = "cosine"
-    warmup_steps: int = 0
-    cooldown: float = 0.2  # share of the run that wsd (warmup, stable, decay) spends in its decay
-    beta1: float = 0.9
-    beta2: float = 0.95
+    schedule: Literal["constant", "cosine", "linear", "wsd"] = "cosine"  # after warmup; wsd: warmup, stable, decay
+    warmup_steps: int = 0  # steps from initial_learning_rate up to the peak
+    cooldown: float = 0.2  # share of the run that wsd spends in its decay
+    beta1: float = 0.9  # of AdamW: memory of the gradient
+    beta2: float = 0.95  # of AdamW: memory of its square
     momentum: float = 0.95  # of muon
-    epsilon: float = 1e-8
-    weight_decay: float = 0.1
+    epsilon: float = 1e-8  # of AdamW, beside the square root
+    weight_decay: float = 0.1  # share of learning_rate by which weights shrink each step
     decay: Literal["matrices", "all"] = "matrices"  # which parameters weight_decay touches
     clip_norm: float | None = 1.0  # of all gradients together; none: no clipping
 
@@ -190,17 +190,17 @@ class TrainingConfig:
 
     batch_size: int = 12  # sequences per step over all ranks
     micro_batch_size: int | None = None  # sequences per forward pass of one rank; unset: all of its sequences
-    max_steps: int | None = None
-    epochs: float | None = None
-    max_seconds: float | None = None  # of training, over all attempts
-    eval_every: Period = 250
+    max_steps: int | None = None  # the run's end in steps; of several ends, the first counts
+    epochs: float | None = None  # its end in passes over the training split
+    max_seconds: float | None = None  # its end in seconds of training, over all attempts
+    eval_every: Period = 250  # steps, or "epoch"
     eval_offset: int = 0  # evaluate at steps offset, offset + every, ...
     eval_batches: int | None = 20  # of batch_size sequences, per split; none: the whole split
-    sample_every: Period | None = None
+    sample_every: Period | None = None  # steps, or "epoch"; none: no samples
     sample_prompt: str | None = None  # unset: the first tokens of the validation split
-    sample_tokens: int = 50
-    sample_temperature: float = 0.0
-    sample_top_k: int | None = None
+    sample_tokens: int = 50  # tokens of a sample
+    sample_temperature: float = 0.0  # 0 is greedy
+    sample_top_k: int | None = None  # draw among the k most probable; none: among all
     max_nonfinite_steps: int = 5  # in a row, before the run goes back and passes over their data
     max_rollbacks: int = 3  # in a run, before it ends as diverged
 
@@ -243,8 +243,8 @@ class CheckpointConfig:
     """When checkpoints are saved and which ones stay."""
 
     every: int = 250  # steps
-    every_seconds: float | None = None
-    keep_last: int = 2
+    every_seconds: float | None = None  # also after so many seconds; none: by steps alone
+    keep_last: int = 2  # newest checkpoints that stay; at least 2
     keep_every: int | None = None  # keep each checkpoint whose step is a multiple, for good
     keep_best: bool = True  # keep the one with the lowest validation loss
     verify: Literal["full", "head"] = "full"  # before old ones go: re-hash the newest, or compare sizes
@@ -267,14 +267,14 @@ class CheckpointConfig:
 class StorageConfig:
     """What boto3's own variables do not cover; region, endpoint, CA and credentials are `AWS_*`."""
 
-    addressing_style: Literal["auto", "path", "virtual"] = "auto"
+    addressing_style: Literal["auto", "path", "virtual"] = "auto"  # bucket in the path or in the host name
     part_size: int = 64 << 20  # bytes; also the size from which an upload is multipart
     concurrency: int = 4  # parts at once
-    checksums: Literal["when_supported", "when_required"] = "when_supported"
+    checksums: Literal["when_supported", "when_required"] = "when_supported"  # when_required: where a store lacks them
     timeouts: tuple[float, ...] = (5.0, 60.0)  # seconds to connect, seconds without an answer
     stall_seconds: float | None = None  # without a byte moved, then a part is tried again; unset: half the read timeout
     encryption: str | None = None  # AES256, aws:kms or aws:kms:KEY-ID
-    storage_class: str | None = None
+    storage_class: str | None = None  # of every object, such as STANDARD_IA; none: the bucket's
 
     @property
     def patience(self) -> float:
@@ -302,9 +302,9 @@ class StorageConfig:
 class RuntimeConfig:
     """The machine. What `auto` becomes is stored with the run and used again."""
 
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    compile: Literal["auto", "on", "off"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # auto: a GPU, where there is one
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 where it is fast
+    compile: Literal["auto", "on", "off"] = "auto"  # torch.compile; auto: on a GPU, where it can
     deterministic: bool = False  # only algorithms that repeat bit for bit on a GPU
     parallel: Literal["auto", "ddp", "fsdp"] = "auto"  # of several processes: model whole in each, or in shards
     restarts: int = 3  # of the processes that --processes started, after one of them failed
@@ -324,10 +324,10 @@ class ObserveConfig:
     """What is shown while the job runs."""
 
     log_every: int = 10  # steps
-    metrics_port: int | None = 9108  # none: no endpoint
+    metrics_port: int | None = 9108  # none: no endpoint; 0: a free one
     metrics_host: str = "auto"  # auto: all interfaces in a container, loopback elsewhere
     stall_seconds: float = 600.0  # without progress, after which /healthz answers 503
-    pushgateway_url: str | None = None
+    pushgateway_url: str | None = None  # keeps the last values of a run that is gone; none: nothing is pushed
     report: bool = True  # draw report/ now and then while it trains, and at the end
     tensorboard: bool = False  # write event files for TensorBoard; needs its package
 
@@ -345,8 +345,8 @@ class ObserveConfig:
 class Config:
     """A run, whole. Sections refuse wrong values; what spans sections is checked here."""
 
-    run_uri: str
-    seed: int = 1337
+    run_uri: str  # where the run is kept: a folder or s3://bucket/prefix; unset: runs/<preset>-<hash>
+    seed: int = 1337  # of the first weights, the order of data, dropout and samples
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

@@ -245,12 +245,20 @@ def _coerce(raw: Any, hint: Any) -> Any:
             return _coerce(raw.toml, hint)
         except ValueError:
             return _coerce(str(raw), hint)
-    arms = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-    for arm in sorted(arms, key=lambda arm: arm is not types.NoneType):  # "none" is no text where none is meant
+    for arm in sorted(_arms(hint), key=lambda arm: arm is not types.NoneType):  # "none" is no text where none is meant
         found, value = _as(raw, arm)
         if found:
             return value
-    raise ValueError(" or ".join(_named(arm) for arm in arms))
+    raise ValueError(expected(hint))
+
+
+def expected(hint: Any) -> str:
+    """What a setting of the type `hint` takes, in words."""
+    return " or ".join(_named(arm) for arm in _arms(hint))
+
+
+def _arms(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
 def _as(raw: Any, arm: Any) -> tuple[bool, Any]:
@@ -274,7 +282,7 @@ def _named(arm: Any) -> str:
     if get_origin(arm) is Literal:
         return ", ".join(map(repr, get_args(arm)))
     if get_origin(arm) is tuple:
-        return f"a list of {get_args(arm)[0].__name__}"
+        return f"a list of {'numbers' if get_args(arm)[0] is float else 'texts'}"
     names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", types.NoneType: "'none'"}
     return names[arm]
 

@@ -17,6 +17,7 @@ MAY_IMPORT = {
     "errors": set(),
     "config": {"errors"},
     "config_file": {"errors", "config"},
+    "config_table": {"config", "config_file"},
     "tensor_file": set(),
     "infra": {"errors", "config"},
     "model": {"errors", "config", "tensor_file"},
@@ -39,11 +40,12 @@ MAY_IMPORT |= {
     "cli_weights": GROUND | {"infra", "cli_options", "weights"},
     "cli_serve": GROUND | {"infra", "cli_options", "serving", "serve"},
     "cli_serve_test": GROUND | {"infra", "cli_options", "generate", "serving", "serve_test"},
+    "cli_config": GROUND | {"cli_options", "config_table"},
     "cli_check": GROUND | {"cli_options", "checks", "check"},
     "cli_ladder": GROUND | {"infra", "cli_options", "ladder"},
     "cli": GROUND
     | {"infra", "cli_options", "cli_checkpoints", "cli_report", "cli_weights", "cli_serve", "cli_serve_test"}
-    | {"cli_check", "cli_ladder", "cli_bench"}
+    | {"cli_check", "cli_config", "cli_ladder", "cli_bench"}
     | COMMANDS,
     "__main__": {"cli"},
     "__init__": {"config_file", "model", "training"},
