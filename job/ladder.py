@@ -209,8 +209,8 @@ def _write(folder: Path, summary: Summary) -> None:
         picture = plot_ladder(summary)
         for name, content in (
             ("ladder.json", (json.dumps(facts, indent=1) + "\n").encode()),
-            ("ladder.png", picture),
-            ("ladder.html", write_page(summary, picture).encode()),
+            ("ladder.png", picture.png),
+            ("ladder.html", write_page(summary, picture)),
         ):
             partial = folder / f".{name}.partial"
             partial.write_bytes(content)

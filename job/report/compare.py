@@ -9,7 +9,8 @@ import numpy as np
 from job.infra.progress import duration, short
 from job.report.canvas import Picture
 from job.report.curves import overlay_picture
-from job.report.page import Run, render, status_of
+from job.report.page import Run, status_of
+from job.report.rendering import render
 
 Named = tuple[str, Run]
 

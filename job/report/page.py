@@ -13,6 +13,7 @@ from job.report.costs import Costs, ending_of, measure_costs
 from job.report.curves import bits_picture, loss_picture, perplexity_picture, step_picture
 from job.report.published import Published, find_published
 from job.report.reading import RunHistory, counted, read_history
+from job.report.rendering import render
 from job.report.timeline import checkpoints_picture, timeline_picture
 
 ROWS = 120  # evaluations in the table; of more, evenly chosen ones
@@ -53,8 +54,8 @@ def draw_pictures(run: Run) -> list[Picture]:
         loss_picture(history, run.published),
         perplexity_picture(history, run.published),
         bits_picture(history),
-        step_picture(history, "learning_rate", "Learning rate", "of the update", TRAIN),
-        step_picture(history, "gradient_norm", "Gradient norm", "before clipping", TRAIN),
+        step_picture(history, "learning_rate", "Learning rate", "learning rate", TRAIN),
+        step_picture(history, "gradient_norm", "Gradient norm", "norm before clipping", TRAIN),
         step_picture(history, "tokens_per_second", "Throughput", "tokens per second", COLOURS["green"][0]),
         checkpoints_picture(history),
         timeline_picture(history, run.costs),
@@ -86,21 +87,6 @@ def render_page(run: Run, pictures: Sequence[Picture], compared: str = "") -> by
         published=run.published,
         compared=compared,
     )
-
-
-def render(template: str, **values: Any) -> bytes:
-    """A page from its template, every value escaped."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined  # noqa: PLC0415 - only who renders waits for it
-
-    environment = Environment(
-        loader=PackageLoader("job.report", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["short"] = short
-    return environment.get_template(template).render(colours=COLOURS, **values).encode("utf-8", "replace")
 
 
 def status_of(history: RunHistory) -> tuple[str, str]:

@@ -73,7 +73,7 @@ def checkpoints_picture(history: RunHistory) -> Picture | None:
             if heights.any():
                 axes.bar(range(len(saves)), heights, bottom=bottom, color=colour, width=0.8, label=name)
             bottom += heights
-        at = np.unique(np.linspace(0, len(saves) - 1, min(5, len(saves))).astype(int))
+        at = range(0, len(saves), -(-len(saves) // 5))
         axes.set_xticks(at, [f"{saves[i].step:,}" for i in at])
         axes.set_ylim(0, float(bottom.max()) * 1.35 or 1.0)
         axes.grid(visible=False, axis="x")
@@ -101,8 +101,8 @@ def _paint_attempt(axes: "Axes", row: int, attempt: Attempt, start: float, whole
     for name in ("starting up", "evaluating", "sampling"):
         foot = foot + 0.6 * _paint_shares(axes, edges, foot, 0.6, _shares(attempt, name, bins), name)
     axes.stairs(np.full(bins, row + 0.3), edges, baseline=foot, fill=True, color=_PHASES["training"], linewidth=0)
-    saving = _shares(attempt, "saving", bins)
-    _paint_shares(axes, edges, np.full(bins, row + 0.33), 0.1, (saving > 0).astype(float), "saving (beside training)")
+    saving = touched(attempt, "saving", bins)
+    _paint_shares(axes, edges, np.full(bins, row + 0.33), 0.1, saving, "saving (beside training)")
     if attempt.code not in (None, 0):
         end = start + attempt.seconds
         axes.plot([end], [row], marker="|", markersize=14, markeredgewidth=2, color=canvas.BAD)
@@ -154,6 +154,15 @@ def _shares(attempt: Attempt, name: str, bins: int) -> np.ndarray:
         [np.clip(edge - starts, 0.0, None).sum() - np.clip(edge - ends, 0.0, None).sum() for edge in edges]
     )
     return np.clip(np.diff(spent) / np.diff(edges), 0.0, 1.0)
+
+
+def touched(attempt: Attempt, name: str, bins: int) -> np.ndarray:
+    """1 for each of `bins` equal parts of an attempt in which a phase was seen, however short; else 0."""
+    touched, width = np.zeros(bins), (attempt.seconds or 1.0) / bins
+    for span in attempt.spans:
+        if _kind(span) == name:
+            touched[min(bins - 1, int(span.start / width)) : int(span.end / width) + 1] = 1.0
+    return touched
 
 
 def _kind(span: Span) -> str:

@@ -4,6 +4,7 @@ import re
 import struct
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from job.report.compare import render_comparison
 from job.report.curves import loss_picture
 from job.report.page import draw_pictures, read_run, render_page
 from job.report.published import PUBLISHED, find_published
+from job.report.reading import Span
+from job.report.timeline import touched
 from tests.unit.report_support import VERDICT, Log, whole
 
 BOOK = PUBLISHED[0]
@@ -62,6 +65,14 @@ def test_every_picture_is_there(files):
 
     assert sorted(sizes) == sorted(f"{name}.png" for name in PICTURES)
     assert min(sizes.values()) >= 900
+
+
+def test_the_timeline_marks_saves_where_they_were():
+    """Three saves, among spans that no binary fraction can hold, mark the parts they fell in."""
+    spans = [Span(phase="saving", start=at, end=at + 0.7) for at in (0.1, 32.3, 77.7)]
+    attempt = replace(run_of(whole()).history.attempts[0], seconds=100.0, spans=spans)
+
+    assert touched(attempt, "saving", 50).nonzero()[0].tolist() == [0, 16, 38, 39]
 
 
 def test_the_same_events_give_the_same_report(files):

@@ -62,7 +62,7 @@ class Elements(HTMLParser):
 
 def test_the_page_needs_nothing_from_elsewhere(report):
     """No script, no image, no style sheet of another place; links only within the drawings."""
-    page = serve_page(report)
+    page = serve_page(report).decode()
     elements = Elements(page)
 
     assert not {"script", "link", "img", "iframe", "object"} & set(elements.names)
@@ -72,7 +72,7 @@ def test_the_page_needs_nothing_from_elsewhere(report):
 
 def test_what_a_server_says_is_text(report):
     """Markup in a model's name, an error or an answer is shown and not done."""
-    page = serve_page(report)
+    page = serve_page(report).decode()
 
     assert EVIL not in page
     assert page.count("&lt;script") >= 3
@@ -80,10 +80,10 @@ def test_what_a_server_says_is_text(report):
 
 def test_the_page_is_drawn_in_its_own_colours(report):
     """No colour of a drawing is fixed: light and dark are the page's, which names them for both."""
-    page = serve_page(report)
+    page = serve_page(report).decode()
     drawings = "".join(re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL))
 
-    assert page.count("<svg") == 2
+    assert page.count("<svg") == 3
     assert not re.search(r"(?:fill|stroke): #(?!fff)", drawings)
     assert set(re.findall(r"var\((--[\w-]+)\)", page)) <= set(re.findall(r"(--[\w-]+):", page))
     assert "prefers-color-scheme: dark" in page
@@ -91,7 +91,7 @@ def test_the_page_is_drawn_in_its_own_colours(report):
 
 def test_a_report_without_loads_has_a_page(report):
     """What was never measured is left out."""
-    page = serve_page({**report, "loads": []})
+    page = serve_page({**report, "loads": []}).decode()
 
     assert "<svg" not in page
     assert "Under load" not in page

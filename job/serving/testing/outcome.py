@@ -61,7 +61,7 @@ class Outcome:
         self.facts["plan"] = asdict(plan)
         self._close("failed" if self.facts["reasons"] else "passed")
         self._put(METRICS_KEY, generate_latest(outcome_registry(self.facts)))
-        self._put(PAGE_KEY, serve_page(self.facts).encode())
+        self._put(PAGE_KEY, serve_page(self.facts))
 
     def break_off(self, error: JobError) -> None:
         """Say that it came to no conclusion, and why."""
