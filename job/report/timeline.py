@@ -45,6 +45,8 @@ def timeline_picture(history: RunHistory, costs: Costs) -> Picture | None:
     def paint(axes: "Axes") -> None:
         for row, (attempt, start) in enumerate(shown):
             _paint_attempt(axes, row, attempt, start - first, whole)
+            if ended := _ended(attempt, row == len(shown) - 1):
+                _paint_end(axes, row, start - first + attempt.seconds, whole, ended)
         axes.set_ylim(len(shown) - 0.4, -0.6)
         axes.set_xlim(-0.01 * whole, 1.01 * whole)
         axes.set_yticks(range(len(shown)), [str(attempt.number) for attempt, _ in shown])
@@ -103,19 +105,28 @@ def _paint_attempt(axes: "Axes", row: int, attempt: Attempt, start: float, whole
     axes.stairs(np.full(bins, row + 0.3), edges, baseline=foot, fill=True, color=_PHASES["training"], linewidth=0)
     saving = touched(attempt, "saving", bins)
     _paint_shares(axes, edges, np.full(bins, row + 0.33), 0.1, saving, "saving (beside training)")
-    if attempt.code not in (None, 0):
-        end = start + attempt.seconds
-        axes.plot([end], [row], marker="|", markersize=14, markeredgewidth=2, color=canvas.BAD)
-        axes.annotate(
-            f"exit {attempt.code}",
-            (end, row),
-            xytext=(4, 0) if end < 0.8 * whole else (-4, 9),
-            textcoords="offset points",
-            ha="left" if end < 0.8 * whole else "right",
-            va="center",
-            fontsize=8.5,
-            color=canvas.BAD,
-        )
+
+
+def _ended(attempt: Attempt, is_last: bool) -> str:
+    """What to write where an attempt ended; nothing where it was complete, or may still run."""
+    if attempt.code is None:
+        return "" if is_last else "killed"
+    return f"exit {attempt.code}" if attempt.code else ""
+
+
+def _paint_end(axes: "Axes", row: int, end: float, whole: float, said: str) -> None:
+    """A mark at the end of a row, and what it means."""
+    axes.plot([end], [row], marker="|", markersize=14, markeredgewidth=2, color=canvas.BAD)
+    axes.annotate(
+        said,
+        (end, row),
+        xytext=(4, 0) if end < 0.8 * whole else (-4, 9),
+        textcoords="offset points",
+        ha="left" if end < 0.8 * whole else "right",
+        va="center",
+        fontsize=8.5,
+        color=canvas.BAD,
+    )
 
 
 def _explain_phases(axes: "Axes", shown: Sequence[tuple[Attempt, float]]) -> None:

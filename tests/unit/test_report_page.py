@@ -17,7 +17,7 @@ from job.report.curves import loss_picture
 from job.report.page import draw_pictures, read_run, render_page
 from job.report.published import PUBLISHED, find_published
 from job.report.reading import Span
-from job.report.timeline import touched
+from job.report.timeline import timeline_picture, touched
 from tests.unit.report_support import VERDICT, Log, whole
 
 BOOK = PUBLISHED[0]
@@ -65,6 +65,17 @@ def test_every_picture_is_there(files):
 
     assert sorted(sizes) == sorted(f"{name}.png" for name in PICTURES)
     assert min(sizes.values()) >= 900
+
+
+@pytest.mark.parametrize(("code", "said"), [(None, "killed"), (75, "exit 75"), (0, None)])
+def test_the_timeline_says_how_an_attempt_ended(code, said):
+    """A kill that left no word, an exit code, and nothing for one that was complete."""
+    log = Log().start().train(1, 30)
+    log = (log if code is None else log.end(30, code)).wait(5).start(30).train(31, 40)
+    run = run_of(log)
+    texts = re.findall(r">(killed|exit \d+)</text>", timeline_picture(run.history, run.costs).svg)
+
+    assert texts == ([said] if said else [])
 
 
 def test_the_timeline_marks_saves_where_they_were():
