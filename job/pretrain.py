@@ -31,6 +31,7 @@ from job.infra.shared_stop import SharedStop
 from job.infra.signals import StopSignal
 from job.infra.status import RunStatus
 from job.infra.storage import local_folder, open_store
+from job.infra.summary import longer
 from job.report.tensorboard import FOLDER as TENSORBOARD
 from job.report.tensorboard import TensorBoard, require_tensorboard
 from job.training.finetuning import known_of, stored_tokenizer, take_over
@@ -74,7 +75,7 @@ def pretrain(
     config = resolved.config
     if config.observe.tensorboard:
         require_tensorboard()
-    status.run_uri = config.run_uri
+    status.run_uri, status.longer = config.run_uri, longer(config.training)
     metrics, pulse = Metrics(CollectorRegistry()), Pulse()
     channels = Channels(metrics, pulse, progress, status, heard=ranks.leads)
 
@@ -335,6 +336,7 @@ def _announce(
         trainer.narrator.rejected(record.step, reason.reason, str(reason))
     if loaded and not history.is_starting_point(loaded.record):
         _compare(trainer, loaded.record)
+    trainer.narrator.status.prompt = trainer.text.tokenizer.decode(trainer.sampler.prompt)
     trainer.narrator.resumed_with(trainer.state.eval_train_loss, trainer.state.val_loss, trainer.state.seconds)
     trainer.narrator.started(
         trainer.state.step,

@@ -111,6 +111,7 @@ class TerminalProgress:
             _Facts(console, clock),
             console=console,
             expand=True,
+            transient=True,  # what came of a phase stands in the lines above
             redirect_stdout=False,  # stdout carries results
             refresh_per_second=4,
         )

@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+_FOR_PEOPLE = ("saved_step", "report", "prompt", "longer")
+
 
 @dataclass(kw_only=True, slots=True)
 class RunStatus:
@@ -18,6 +20,8 @@ class RunStatus:
         chain: The chain of steps of that checkpoint, in hex.
         saved_step: Step of that checkpoint.
         report: Where the run's page is, once it is drawn.
+        prompt: What the run's samples go on from; empty while unknown.
+        longer: Settings with which the same run would train twice as long.
     """
 
     status: str = "failed"
@@ -31,11 +35,13 @@ class RunStatus:
     chain: str | None = None
     saved_step: int | None = None
     report: str | None = None
+    prompt: str = ""
+    longer: tuple[str, ...] = ()
 
     def plain(self) -> dict[str, Any]:
         """As JSON values: what `train` prints."""
         values = {**asdict(self), "seconds": round(self.seconds, 3)}
-        return {name: value for name, value in values.items() if name not in ("saved_step", "report")}
+        return {name: value for name, value in values.items() if name not in _FOR_PEOPLE}
 
     def standing(self) -> str:
         """What a restart would continue from, in words."""

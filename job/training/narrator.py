@@ -294,16 +294,15 @@ class Narrator:
     def completed(self, tested: SplitLoss | None) -> None:
         """Everything is done: what came out, and where it is."""
         status = self.status
-        log.info(
-            "complete",
-            step=status.step,
-            train_loss=_rounded(status.train_loss),
-            validation_loss=_rounded(status.val_loss),
-            test_loss=_rounded(tested.loss if tested else None),
-            seconds=round(status.seconds, 1),
-            checkpoint=status.checkpoint,
-            report=status.report,
-        )
+        known = {
+            "train_loss": _rounded(status.train_loss),
+            "validation_loss": _rounded(status.val_loss),
+            "test_loss": _rounded(tested.loss if tested else None),
+            "seconds": round(status.seconds, 1),
+            "checkpoint": status.checkpoint,
+            "report": status.report,
+        }
+        log.info("complete", step=status.step, **{name: value for name, value in known.items() if value is not None})
 
     def pruned(self, outcome: Pruned) -> None:
         """What retention did."""

@@ -98,6 +98,8 @@ def test_a_complete_run_says_what_to_do_next(complete):
     assert "gpt-job evaluate --run run --checkpoint best" in said
     assert "gpt-job report --run run" in said
     assert "continue it" not in said
+    assert "gpt-job train --config run.toml --set training.sample_every=20" in said
+    assert "--set training.max_steps=80" in said
 
 
 def test_samples_stand_apart(complete):
