@@ -6,9 +6,7 @@ a list of Python numbers. Which worker has done a batch, and how many there are,
 
 import os
 import signal
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -95,21 +93,6 @@ def encoders(
                 idle.put(worker)
 
         yield encode, workers
-
-
-def in_order(encode: Encoder, batches: Iterable[Batch], threads: int) -> Generator[list[Part], None, None]:
-    """What each batch becomes, in their order, by threads that are a few ahead."""
-    pool = ThreadPoolExecutor(threads)
-    try:
-        waiting: deque[Future[list[Part]]] = deque()
-        for batch in batches:
-            waiting.append(pool.submit(encode, batch))
-            if len(waiting) > threads:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _cores() -> int:

@@ -12,7 +12,7 @@ from job.config import DataConfig
 from job.data.cache import Advance
 from job.data.corpus import Corpus
 from job.data.documents import BadLines, Document, read_documents
-from job.data.encoding import Part, encoders, in_order
+from job.data.encoding import Part, encoders
 from job.data.journal import Journal
 from job.data.meter import Meter
 from job.data.shards import SHARD_TOKENS, ShardWriter, require_written, token_type
@@ -20,6 +20,7 @@ from job.data.splits import SPLITS, Segment, many_texts, one_text
 from job.data.token_files import SplitFiles, TokenFiles
 from job.data.tokenizer import Tokenizer
 from job.errors import Interrupted, JobError
+from job.infra.in_order import in_order
 
 BATCH = 1 << 20  # characters encoded at once
 JOURNAL_EVERY = 64  # batches
@@ -49,7 +50,7 @@ def tokenize(
     before = sum(done.tokens for done in journal.splits.values())
     with encoders(tokenizer, config.tokenizer_workers, corpus.size) as (encode, threads):
         batches = islice(_batches(segments), journal.batches, None)
-        with closing(in_order(encode, batches, threads)) as encoded:
+        with closing(in_order(encode, batches, threads, ahead=threads + 1)) as encoded:
             train, validation, test = _write(folder, encoded, tokenizer, journal, meter)
     seconds = time.monotonic() - started
     tokens = {split.name: split.tokens for split in (train, validation, test)}

@@ -16,14 +16,17 @@ def in_order(call: Callable[[S], T], parts: Iterable[S], threads: int, ahead: in
     After a failure no part is begun any more, and those under way are waited for.
     """
     over, waiting = threading.Event(), deque[Future[T]]()
+    failed: list[BaseException] = []
 
     def unless_over(part: S) -> T:
+        if failed:
+            raise failed[0]  # whose turn is first may be a part that came late: it is to say why too
         if over.is_set():
             raise CancelledError
         try:
             return call(part)
-        except BaseException:
-            over.set()
+        except BaseException as error:
+            failed.append(error)
             raise
 
     pool = ThreadPoolExecutor(threads, thread_name_prefix="part")
