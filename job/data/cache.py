@@ -3,6 +3,7 @@
 content/<sha256><suffixes>   pulled files, named by what is in them
 sources/<sha256 of URI>.json what a URI last gave
 partial/<sha256 of URI>      downloads under way
+hashes/<sha256 of path>.json what a file hashed to when it looked as it says
 tokens/<fingerprint>/        token files
 locks/                       one process at a time does each of the above
 """

@@ -16,6 +16,7 @@ from job.data.builtin import builtin_text
 from job.data.cache import Advance, cache_folder, digest, hash_file
 from job.data.fetch import Content, ContentCache
 from job.data.formats import MANIFEST, Format, format_of
+from job.data.known_hashes import Stamp, known_hash, require_unchanged
 from job.data.local_files import find_files
 from job.data.manifest import is_manifest, read_manifest
 from job.data.meter import Meter
@@ -37,6 +38,7 @@ class CorpusFile:
     Args:
         uri: Where it came from, without secrets.
         size: Bytes.
+        stamp: What it looked like when it was hashed; None for one of the cache, where nobody changes files in place.
     """
 
     uri: str
@@ -44,6 +46,7 @@ class CorpusFile:
     size: int
     sha256: str
     format: Format
+    stamp: Stamp | None = None
 
     @property
     def split(self) -> str | None:
@@ -71,6 +74,12 @@ class Corpus:
         kinds = [[file.format.kind, file.format.compression, file.split, file.sha256] for file in self.files]
         reads_fields = any(file.format.kind in {"jsonl", "parquet"} for file in self.files)
         return digest([kinds, self.text_field if reads_fields else None])
+
+    def require_unchanged(self) -> None:
+        """Pass when the files are those that were hashed; DataError names one that was changed since."""
+        for file in self.files:
+            if file.stamp is not None:
+                require_unchanged(file.path, file.stamp)
 
     @property
     def size(self) -> int:
@@ -156,7 +165,7 @@ def _builtin(address: Address, cache: ContentCache) -> CorpusFile:
 
 
 def _local(address: Address, path: Path, cache: ContentCache) -> CorpusFile:
-    content = Content(path, hash_file(path, cache.advance))
+    content = Content(path, *known_hash(cache.folder, path, cache.advance))
     _require_pin(address, content)
     return _file(str(path), content, _format(str(path), path.name))
 
@@ -191,7 +200,7 @@ def keys_of(store: ObjectStore, key: str) -> list[str]:
 
 
 def _file(uri: str, content: Content, fmt: Format) -> CorpusFile:
-    return CorpusFile(uri, content.path, content.path.stat().st_size, content.sha256, fmt)
+    return CorpusFile(uri, content.path, content.path.stat().st_size, content.sha256, fmt, content.stamp)
 
 
 def _format(uri: str, name: str) -> Format:

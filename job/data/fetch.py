@@ -9,6 +9,7 @@ import structlog
 from job.data.addresses import public
 from job.data.cache import Advance, digest, hash_file, locked, publish, read_json, write_json
 from job.data.download import Download, Validators
+from job.data.known_hashes import Stamp, known_hash
 from job.errors import DataError, NotFoundError, StorageError
 from job.infra.object_store import ObjectStore, folder_errors
 
@@ -17,10 +18,15 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """A file whose bytes were hashed just now."""
+    """A file whose bytes are known by their hash.
+
+    Args:
+        stamp: What it looked like when it was hashed; None for one of the cache, where nobody changes files in place.
+    """
 
     path: Path
     sha256: str
+    stamp: Stamp | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +104,7 @@ class ContentCache:
         path = self._content(sha256, suffix)
         if not sha256 or not path.exists():
             return None
-        if hash_file(path, self.advance) == sha256:
+        if known_hash(self.folder, path, self.advance)[0] == sha256:
             return Content(path, sha256)
         log.warning("a cached file is damaged and is pulled again", path=str(path))
         with folder_errors(f"remove {path}"):

@@ -77,8 +77,10 @@ def _make(
 ) -> None:
     meter.phase("tokenizing", corpus.text_bytes)
     try:
-        tokenize(partial, fingerprint, corpus, tokenizer, config, advance, meter).save(partial)
-    except DataError:  # the text will not get better
+        made = tokenize(partial, fingerprint, corpus, tokenizer, config, advance, meter)
+        corpus.require_unchanged()
+        made.save(partial)
+    except DataError:  # the text will not get better, or is not the one that the fingerprint is of
         shutil.rmtree(partial, ignore_errors=True)
         raise
 
