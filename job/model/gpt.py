@@ -110,7 +110,7 @@ class GPT(nn.Module):
         self.config = config
         self.vocab_size = vocab_size
         self.context_length = config.context_length
-        self.compiled = False
+        self._compiled: Callable[[Tensor], Tensor] | None = None
         self.wte = nn.Embedding(vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.context_length, config.n_embd)
         self.dropout = config.dropout_of("embedding")
@@ -129,19 +129,21 @@ class GPT(nn.Module):
 
     def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
         """Tokens (B, T) int64 -> logits (B, T, V); with targets (B, T) -> their mean loss, nats per token."""
-        x = self.hidden(tokens)
+        x = (self._compiled if self._compiled and self.training else self.hidden)(tokens)
         if targets is not None:
-            loss: Tensor = head_loss(
-                x, self.lm_head.weight, getattr(self.lm_head, "bias", None), targets, self.compiled
-            )
+            bias, compiled = getattr(self.lm_head, "bias", None), self._compiled is not None
+            loss: Tensor = head_loss(x, self.lm_head.weight, bias, targets, compiled)
             return loss
         logits: Tensor = self.lm_head(x)
         return logits
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """From now on run compiled: what leads to the head as one, and the loss by itself."""
-        self.hidden = torch.compile(self.hidden, *args, **kwargs)  # type: ignore[method-assign]
-        self.compiled = True
+        """From now on train compiled: what leads to the head as one, and the loss by itself.
+
+        Each size that a pass has is compiled by itself, and only passes are. Otherwise what was run before, such as an
+        evaluation, would decide which code a step gets, and a run that is continued would get another.
+        """
+        self._compiled = torch.compile(self.hidden, *args, dynamic=False, **kwargs)
 
     def hidden(self, tokens: Tensor) -> Tensor:
         """Tokens (B, T) int64 -> what the head reads (B, T, C)."""

@@ -112,4 +112,4 @@ def _to_gradient(logits: Tensor, bias: Tensor | None, targets: Tensor, share: fl
 
 @cache
 def _compiled() -> Callable[..., Tensor]:
-    return torch.compile(_to_gradient)
+    return torch.compile(_to_gradient, dynamic=False)  # a size seen before must not decide about the next one

@@ -2,6 +2,8 @@
 
 import pytest
 
+from job.model.projection import has_bf16_products
+from job.training.numerics import cpu_precision
 from tests.chaos.harness import Plan, run, tiny, write_corpus
 from tests.chaos.outcome import outcome
 
@@ -14,18 +16,47 @@ SETTINGS = {
         "model.context_length=160",
         "training.max_steps=20",
     ),
+    "as auto has it from 128 channels on": ("model.n_embd=128", "model.n_head=4", "training.max_steps=20"),
 }
 
 
-@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
-def test_a_stop_and_a_kill(settings, tmp_path):
-    """Stopped at one step and killed at a later one: equal to the run that nothing disturbed."""
+@pytest.fixture
+def train(tmp_path):
+    """Trains the run of a name, stopped or killed as these plans say; its outcome."""
     corpus = write_corpus(tmp_path)
-    found = []
-    for name, plans in (("whole", [Plan()]), ("cut", [Plan(stop_at_step=7), Plan(kill_at=("batch", 6)), Plan()])):
-        resolved = tiny(f"{tmp_path}/{name}", corpus, *settings)
-        codes = [run(resolved, plan) for plan in plans]
-        assert codes == [0] if name == "whole" else [75, -9, 0]
-        found.append(outcome(f"{tmp_path}/{name}", tmp_path / f"{name}-files"))
 
-    assert found[1] == found[0]
+    def outcome_of(name, settings, plans, *caches):
+        for number, plan in enumerate(plans):
+            own = [f"data.cache_dir={tmp_path / caches[number]}"] if caches else []
+            code = run(tiny(f"{tmp_path}/{name}", corpus, *settings, *own), plan)
+            assert code == (75 if plan.stop_at_step else -9 if plan.kill_at else 0)
+        return outcome(f"{tmp_path}/{name}", tmp_path / f"{name}-files")
+
+    return outcome_of
+
+
+CUT = Plan(stop_at_step=7), Plan(kill_at=("batch", 6)), Plan()
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+def test_a_stop_and_a_kill(settings, train):
+    """Stopped at one step and killed at a later one: equal to the run that nothing disturbed."""
+    assert train("cut", settings, CUT) == train("whole", settings, [Plan()])
+
+
+@pytest.mark.skipif(not has_bf16_products(), reason="this processor does not multiply in bf16")
+def test_auto_means_bf16_here(tmp_path):
+    """The widest of the runs above is one in bf16, with dropout."""
+    config = tiny("run", write_corpus(tmp_path), *SETTINGS["as auto has it from 128 channels on"]).config
+
+    assert (cpu_precision(config.model), config.runtime.precision, config.model.dropout) == ("bf16", "auto", 0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [(), ("runtime.precision=bf16", "model.n_embd=128"), ("optimizer.name=muon",)])
+def test_compiled_with_a_warm_cache_and_with_a_cold_one(settings, train):
+    """What an attempt finds compiled, and what it has to compile itself, makes no difference to a bit."""
+    settings = ("runtime.compile=on", "training.max_steps=20", *settings)
+    whole = train("whole", settings, [Plan()], "first")
+
+    assert train("cut", settings, CUT, "first", "first", "second") == whole

@@ -71,6 +71,26 @@ def test_without_a_compiler_on_is_an_error(no_compiler, tmp_path):
         settle_compiling(numerics(), RuntimeConfig(compile="on"), tmp_path)
 
 
+def test_what_was_run_before_does_not_decide_what_is_compiled():
+    """Each size of a pass is compiled by itself and an evaluation not at all: a resume gets the code of before."""
+    found = []
+
+    def backend(graph, inputs):
+        found.append([tuple(given.shape) for given in inputs if given.dtype == torch.int64])
+        return graph.forward
+
+    model = GPT(ModelConfig(n_layer=1, n_head=2, n_embd=32, context_length=16), 99)
+    model.compile(backend=backend)
+    with torch.inference_mode():
+        model.eval()(torch.zeros(7, 16, dtype=torch.int64))
+    model.train()
+    for rows in (3, 2, 3):
+        tokens = torch.zeros(rows, 16, dtype=torch.int64)
+        model(tokens, tokens).backward()
+
+    assert found == [[(3, 16)], [(2, 16)]]
+
+
 @pytest.mark.slow
 def test_the_cache_is_kept(tmp_path):
     """What was compiled lies in the given folder, where the next start finds it."""
