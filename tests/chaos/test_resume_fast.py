@@ -3,7 +3,7 @@
 import pytest
 
 from job.model.projection import has_bf16_products
-from job.training.numerics import cpu_precision
+from job.training.numerics import best_on_cpu
 from tests.chaos.harness import Plan, run, tiny, write_corpus
 from tests.chaos.outcome import outcome
 
@@ -49,7 +49,7 @@ def test_auto_means_bf16_here(tmp_path):
     """The widest of the runs above is one in bf16, with dropout."""
     config = tiny("run", write_corpus(tmp_path), *SETTINGS["as auto has it from 128 channels on"]).config
 
-    assert (cpu_precision(config.model), config.runtime.precision, config.model.dropout) == ("bf16", "auto", 0.1)
+    assert (best_on_cpu(config).precision, config.runtime.precision, config.model.dropout) == ("bf16", "auto", 0.1)
 
 
 @pytest.mark.slow
