@@ -104,7 +104,7 @@ BUILD = $(DOCKER) build $(if $(BASE),--build-arg BASE=$(BASE)) $(if $(PLATFORM),
 COMPOSE = IMAGE=$(IMAGE) S3_IMAGE=$(S3_IMAGE) PRESET=$(PRESET) JOB_SET="$$(printf '%s\n' $(SET))" \
 	$(DOCKER) compose --file docker/compose.yaml
 
-.PHONY: image s3-image image-test docker-run compose-up compose-down lint-image locks
+.PHONY: image s3-image image-test docker-run compose-up compose-down lint-image locks audit
 image: ## Build it: TORCH=cpu, and DOCKER BASE PIP_CA WHEELS ASSETS IMAGE PLATFORM
 	$(BUILD) $(if $(ASSETS),--build-context assets=$(ASSETS)) --build-arg TORCH=$(TORCH) --build-arg VERSION=$(VERSION) \
 		--build-arg REVISION=$(REVISION) --file docker/Dockerfile --tag $(IMAGE) .
@@ -146,10 +146,19 @@ locks: $(VENV)-tools/.installed ## Resolve the images' packages again, with thei
 	echo 'torch==$(TORCH_VERSION)+cpu' | $(OF_JOB) $(CPU_TORCH) --output-file docker/requirements-cpu.lock
 	$(LOCK) constraints-s3.txt --output-file docker/s3/requirements.lock
 
+audit: $(VENV)-audit/.installed build/sbom-cpu.json build/sbom-cuda.json ## The images' packages as SBOMs in build/, and which are known to be vulnerable
+	-$(VENV)-audit/bin/pip-audit $(AUDIT) --requirement docker/requirements-cuda.lock
+	@echo 'What was found does not block; what could not be audited, nobody has looked up.'
+
+AUDIT = --no-deps --disable-pip --progress-spinner off
+build/sbom-%.json: docker/requirements-%.lock $(VENV)-audit/.installed
+	@mkdir -p $(@D)
+	PYTHONWARNINGS=ignore $(VENV)-audit/bin/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible --output-file $@ $<
+
 ##@ Cleaning
 .PHONY: clean
 clean: ## Remove what was installed and cached here; runs stay
-	rm -rf $(VENV) $(VENV)-s3 $(VENV)-tensorflow $(VENV)-tools .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info build
+	rm -rf $(VENV) $(VENV)-s3 $(VENV)-tensorflow $(VENV)-tools $(VENV)-audit .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info build
 
 # What the targets above stand on. Without an NVIDIA driver torch's small CPU build is taken where the index has one.
 $(VENV)/bin/python:
@@ -202,3 +211,6 @@ $(VENV)-tensorflow/.installed: $(VENV)/bin/python constraints-tensorflow.txt
 # hadolint and shellcheck, and uv, which makes the image's locks.
 $(VENV)-tools/.installed: $(VENV)/bin/python constraints-tools.txt
 	@$(PYTHON) -m venv $(VENV)-tools && $(VENV)-tools/bin/python -m pip install -q -r constraints-tools.txt && touch $@
+
+$(VENV)-audit/.installed: $(VENV)/bin/python constraints-audit.txt
+	@$(PYTHON) -m venv $(VENV)-audit && $(VENV)-audit/bin/python -m pip install -q -r constraints-audit.txt && touch $@
