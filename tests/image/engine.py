@@ -6,16 +6,20 @@ import shutil
 import subprocess
 import time
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 LIMIT = 300.0  # seconds: only guards against hangs
 
 
-def docker(*words: str, check: bool = True, limit: float = LIMIT) -> subprocess.CompletedProcess[str]:
-    """Run the engine's command line; `check` raises with what it said."""
+def docker(
+    *words: str, check: bool = True, limit: float = LIMIT, environ: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run the engine's command line, with more in its environment; `check` raises with what it said."""
     command = [os.environ.get("DOCKER", "docker"), *words]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
+    env = {**os.environ, **(environ or {})}
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False, env=env)
     if check and ended.returncode:
         raise RuntimeError(f"{' '.join(command)}: {ended.stderr.strip()}")
     return ended
@@ -66,7 +70,7 @@ class Container:
         while time.monotonic() < deadline:
             ended = self.state()["Status"] == "exited"  # before the look, so that no last line is missed
             for line in self.logs():
-                if line.get("event") == event and line["step"] >= step:
+                if line.get("event") == event and line.get("step", 0) >= step:
                     return line
             if ended:
                 break

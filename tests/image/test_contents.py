@@ -4,11 +4,13 @@ import json
 import re
 
 import pytest
+from packaging.utils import canonicalize_name
 
 from tests.image.engine import docker
 from tests.image.small_run import ANY_USER, LOCKED, OFFLINE
+from tests.unit.test_image_files import locked
 
-LARGEST = {"cpu": 1_800_000_000, "cuda": 10_000_000_000}  # bytes
+LARGEST = {"cpu": 2_050_000_000, "cuda": 10_000_000_000}  # bytes
 COPYLEFT = re.compile(r"\bA?GPL|General Public", re.IGNORECASE)
 
 
@@ -73,9 +75,27 @@ def test_its_size_is_bounded(facts):
 
 def test_everything_loads_offline_and_read_only(inside):
     """All that the job stands on is imported by an unknown user with no network and nothing to write to but memory."""
-    names = "torch, tiktoken, boto3, click, prometheus_client, structlog, safetensors, matplotlib, rich, zstandard"
+    names = (
+        "torch, tiktoken, boto3, click, prometheus_client, structlog, safetensors, matplotlib, rich, uvicorn, jinja2"
+    )
+    names += ", zstandard, pyarrow, tokenizers, torch.utils.tensorboard"
 
     assert inside(f"import {names}; print(torch.__version__)").startswith("2.")
+
+
+def test_it_holds_what_its_lock_names(facts, inside):
+    """Package by package and version by version, so that the lock's SBOM and audit are the image's."""
+    code = (
+        "import json; from importlib.metadata import distributions;"
+        "print(json.dumps({d.metadata['Name']: d.version for d in distributions()}))"
+    )
+    installed = {canonicalize_name(name): version for name, version in json.loads(inside(code)).items()}
+    own = installed.pop("gpt-pretrain-job")
+
+    assert installed == {
+        name: version for name, (version, _) in locked(f"docker/requirements-{build(facts)}.lock").items()
+    }
+    assert own == facts["Config"]["Labels"]["org.opencontainers.image.version"]
 
 
 def test_nothing_of_root_can_be_written(image):

@@ -28,9 +28,9 @@ def free_port() -> int:
         return port
 
 
-def eventually(look: Callable[[], Found]) -> Found:
-    """What `look` finds once it is something; fails after PATIENCE."""
-    deadline = time.monotonic() + PATIENCE
+def eventually(look: Callable[[], Found], patience: float = PATIENCE) -> Found:
+    """What `look` finds once it is something; fails after so many seconds."""
+    deadline = time.monotonic() + patience
     while not (found := look()):
         assert time.monotonic() < deadline, "it did not come"
         time.sleep(0.2)
