@@ -130,9 +130,9 @@ compose-down: TORCH = cpu
 compose-down: ## End it; what it kept stays in its volumes
 	$(COMPOSE) down
 
-lint-image: $(VENV)-tools/.installed ## hadolint and shellcheck
+lint-image: $(VENV)-tools/.installed ## hadolint, shellcheck and yamllint
 	$(VENV)-tools/bin/hadolint --config docker/hadolint.yaml docker/Dockerfile docker/s3/Dockerfile
-	$(VENV)-tools/bin/shellcheck .ci/run
+	$(VENV)-tools/bin/shellcheck .ci/run k8s/*.sh && $(VENV)-tools/bin/yamllint --strict docker k8s tests/k8s
 
 # The two builds of torch are two locks: PyPI's, with the CUDA libraries, and the small one of its own index (or WHEELS).
 LOCK = $(VENV)-tools/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
@@ -208,7 +208,7 @@ $(VENV)-tensorflow/.installed: $(VENV)/bin/python constraints-tensorflow.txt
 	@$(PYTHON) -m venv $(VENV)-tensorflow && $(VENV)-tensorflow/bin/python -m pip install -q -r constraints-tensorflow.txt \
 		&& touch $@ || echo "TensorFlow could not be installed: the test that needs it will be skipped"
 
-# hadolint and shellcheck, and uv, which makes the image's locks.
+# The linters, and uv, which makes the image's locks.
 $(VENV)-tools/.installed: $(VENV)/bin/python constraints-tools.txt
 	@$(PYTHON) -m venv $(VENV)-tools && $(VENV)-tools/bin/python -m pip install -q -r constraints-tools.txt && touch $@
 
