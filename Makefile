@@ -60,7 +60,7 @@ k8s-apply: ## Give OVERLAY, a folder of k8s/ or of k8s/overlays/, to the cluster
 		-k $(firstword $(wildcard k8s/$(OVERLAY) k8s/overlays/$(OVERLAY)) k8s/overlays/$(OVERLAY))
 
 ##@ Development
-.PHONY: test check format chaos mutants bench gpu-test parity clean
+.PHONY: test check format docs chaos mutants bench gpu-test parity clean
 test: $(VENV)/.dev $(VENV)-s3/.installed ## The whole per-commit suite
 	$(VENV)/bin/python -m pytest -m "not slow and not image" -n 2 --dist loadfile
 
@@ -70,6 +70,9 @@ check: $(VENV)/.dev ## Style, types, architecture
 
 format: $(VENV)/.dev ## Put the code into its one style
 	$(VENV)/bin/ruff check --fix . ; $(VENV)/bin/ruff format .
+
+docs: $(VENV)/.dev ## Write the tables of README.md that come from code
+	$(VENV)/bin/python -m tests.write_docs
 
 chaos: $(VENV)/.dev $(VENV)-s3/.installed ## Kills, stops and storage faults in large numbers; writes reliability-report.json (long)
 	@mkdir -p build && rm -f build/evidence
