@@ -120,6 +120,7 @@ class DataConfig:
     cache_dir: str | None = None  # unset: $XDG_CACHE_HOME/gpt-pretrain-job, or ~/.cache/gpt-pretrain-job
     cache_uri: str | None = None  # s3:// or folder where token files are shared between machines
     downloads: int = 4  # files pulled at once
+    connections: int = 4  # for each file of 64 MiB and more over https
     max_bytes: int = 1 << 40  # of one download, and of one file after decompression
     weights_hosts: tuple[str, ...] = WEIGHTS_HOSTS  # folders with GPT-2 by {size} or {name}, tried in this order
 
@@ -133,7 +134,13 @@ class DataConfig:
             ),
             (abs(sum(self.split) - 1) < 1e-6, f"data.split={list(self.split)} must sum to 1"),
             (self.workers >= 0, f"data.workers={self.workers} must be at least 0"),
-            *_positive("data", stride=self.stride, downloads=self.downloads, max_bytes=self.max_bytes),
+            *_positive(
+                "data",
+                stride=self.stride,
+                downloads=self.downloads,
+                connections=self.connections,
+                max_bytes=self.max_bytes,
+            ),
             (
                 self.tokenizer_workers is None or self.tokenizer_workers >= 0,
                 f"data.tokenizer_workers={self.tokenizer_workers} must be at least 0",

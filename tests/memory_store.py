@@ -4,7 +4,7 @@ import hashlib
 import threading
 from pathlib import Path
 
-from job.infra.object_store import Content
+from job.infra.object_store import Content, Moved, unwatched
 
 
 class MemoryObjectStore:
@@ -30,8 +30,11 @@ class MemoryObjectStore:
             self.objects[key] = content
             return True
 
-    def get(self, key: str, target: Path) -> str:
-        target.write_bytes(self.objects[key])
+    def get(self, key: str, target: Path, moved: Moved = unwatched) -> str:
+        moved(target.write_bytes(self.objects[key]))
+        return self.digest(key)
+
+    def version(self, key: str) -> str:
         return self.digest(key)
 
     def digest(self, key: str) -> str:

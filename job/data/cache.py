@@ -5,6 +5,7 @@ sources/<sha256 of URI>.json what a URI last gave
 partial/<sha256 of URI>      downloads under way
 hashes/<sha256 of path>.json what a file hashed to when it looked as it says
 tokens/<fingerprint>/        token files
+published/<fingerprint>.json what was counted in token files of others
 locks/                       one process at a time does each of the above
 """
 
@@ -80,6 +81,26 @@ def locked(cache: Path, name: str, advance: Advance) -> Iterator[None]:
     finally:
         fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing is not enough if a child has the descriptor too
         os.close(descriptor)
+
+
+@contextmanager
+def free_lock(cache: Path, name: str) -> Iterator[bool]:
+    """Hold the lock `name` of this cache if nobody has it; whether that is so. The empty name is nobody's."""
+    if not name:
+        yield True
+        return
+    path = cache / "locks" / f"{name}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def _wait_for(descriptor: int, path: Path, advance: Advance) -> None:

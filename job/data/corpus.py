@@ -106,7 +106,7 @@ def pull(config: DataConfig, open_store: OpenStore, advance: Advance, meter: Met
         DataError: A pinned hash is not met, or a file is longer than `data.max_bytes`.
     """
     meter = meter or Meter()
-    cache = ContentCache(cache_folder(config), config.max_bytes, advance)
+    cache = ContentCache(cache_folder(config), config.max_bytes, advance, config.connections)
     addresses = [found for address in parse_addresses(config.corpus) for found in listed(address, cache, open_store)]
     sources = [source for address in addresses for source in _sources(address, open_store)]
     meter.phase("pulling", len(sources), "files")

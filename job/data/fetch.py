@@ -7,8 +7,9 @@ from typing import Any
 import structlog
 
 from job.data.addresses import public
+from job.data.answers import Validators
 from job.data.cache import Advance, digest, hash_file, locked, publish, read_json, write_json
-from job.data.download import Download, Validators
+from job.data.download import Download
 from job.data.known_hashes import Stamp, known_hash
 from job.errors import DataError, NotFoundError, StorageError
 from job.infra.object_store import ObjectStore, folder_errors
@@ -36,11 +37,13 @@ class ContentCache:
     Args:
         max_bytes: Longest file that may be pulled.
         advance: Called whenever bytes have moved.
+        connections: How many may be open for one large download.
     """
 
     folder: Path
     max_bytes: int
     advance: Advance
+    connections: int = 4
 
     def fetch_url(self, url: str, sha256: str | None, suffix: str) -> Content:
         """The file at `url`: downloaded, unless the cache has what is pinned or what the server still has.
@@ -62,7 +65,7 @@ class ContentCache:
                 return cached
 
     def fetch_object(self, store: ObjectStore, key: str, sha256: str | None, suffix: str) -> Content:
-        """The object `key`: brought, unless the cache has what is pinned or one of the same address and size.
+        """The object `key`: brought, unless the cache has what is pinned or this version of it.
 
         Raises:
             NotFoundError: There is no such object.
@@ -75,21 +78,20 @@ class ContentCache:
             if cached and sha256:
                 return cached
             try:
-                size = store.size(key)
-                if cached and last.get("bytes") == size:
+                version = store.version(key)
+                if cached and last.get("version") == version:
                     return cached
-                if size > self.max_bytes:
+                if (size := store.size(key)) > self.max_bytes:
                     raise DataError(f"{uri}: {size} bytes, but data.max_bytes={self.max_bytes}")
                 partial = self._partial(uri)
                 self.advance(0, size)
-                found = store.get(key, partial)
+                found = store.get(key, partial, self.advance)
             except KeyError as error:
                 raise NotFoundError(f"{uri}: no such object") from error
-            self.advance(size)
             if sha256 not in {None, found}:
                 partial.unlink()
                 raise _wrong_hash(uri, sha256, found)
-            return self._keep(uri, Content(partial, found), suffix, {"bytes": size})
+            return self._keep(uri, Content(partial, found), suffix, {"version": version})
 
     def keep_text(self, name: str, text: str, suffix: str) -> Content:
         """A file with this text; `name` tells it from others that are being written."""
@@ -118,7 +120,7 @@ class ContentCache:
         partial = self._partial(url)
         found = ""
         for _ in range(2):
-            download = Download(url, partial, sha256 is not None, self.max_bytes, self.advance)
+            download = Download(url, partial, sha256 is not None, self.max_bytes, self.advance, self.connections)
             version = download.run(known)
             if version is None:
                 assert cached

@@ -9,10 +9,11 @@ from urllib3.exceptions import HTTPError
 
 from job.config import DataConfig
 from job.data.addresses import Address, parse_addresses, public
+from job.data.answers import pool_for, reason_of
 from job.data.builtin import TEXTS, asset_folders, builtin_text, find_asset
 from job.data.cache import cache_folder
 from job.data.corpus import OpenStore, keys_of, listed
-from job.data.download import REDIRECTS, pool_for, reason_of
+from job.data.download import REDIRECTS
 from job.data.fetch import ContentCache
 from job.data.formats import KNOWN, format_of
 from job.data.local_files import find_files

@@ -62,7 +62,7 @@ def find_weight_files(
         DataError: A file has another size than the published one.
         AccessError, StorageError: It cannot be reached.
     """
-    cache = ContentCache(cache_folder(config), config.max_bytes, advance)
+    cache = ContentCache(cache_folder(config), config.max_bytes, advance, config.connections)
     if size := released_size(uri):
         return _released(size, config.weights_hosts, cache)
     if re.match(r"https?://", uri, re.IGNORECASE):

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from job.errors import AccessError, StorageError
-from job.infra.object_store import Content, ObjectStore
+from job.infra.object_store import Content, Moved, ObjectStore, unwatched
 
 
 class CountedStore:
@@ -37,9 +37,13 @@ class CountedStore:
         with self._counted("create"):
             return self._inner.create(key, content)
 
-    def get(self, key: str, target: Path) -> str:
+    def get(self, key: str, target: Path, moved: Moved = unwatched) -> str:
         with self._counted("get"):
-            return self._inner.get(key, target)
+            return self._inner.get(key, target, moved)
+
+    def version(self, key: str) -> str:
+        with self._counted("version"):
+            return self._inner.version(key)
 
     def digest(self, key: str) -> str:
         with self._counted("digest"):

@@ -18,7 +18,17 @@ import structlog
 
 from job.errors import ConfigError
 from job.infra.hashing import hashed
-from job.infra.object_store import NO_CONDITIONS, UNSAFE, Content, check_key, folder_errors, is_hidden, is_key
+from job.infra.object_store import (
+    NO_CONDITIONS,
+    UNSAFE,
+    Content,
+    Moved,
+    check_key,
+    folder_errors,
+    is_hidden,
+    is_key,
+    unwatched,
+)
 
 _CHUNK = 1 << 20  # bytes read at once
 _STRIDE = 8 << 20  # bytes written at once
@@ -85,11 +95,18 @@ class DirectoryObjectStore:
             log.warning(UNSAFE, run_uri=self.uri)
             self._warned = True
 
-    def get(self, key: str, target: Path) -> str:
+    def get(self, key: str, target: Path, moved: Moved = unwatched) -> str:
         """Copy the object to the file `target`; returns the SHA-256, in hex, of what was copied."""
         path = self._path(key)
         with folder_errors(f"get {path} into {target}"), _open(path, key) as source, target.open("wb") as copy:
-            return self._read_through(source, copy.write)
+            return self._read_through(source, lambda chunk: moved(copy.write(chunk)))
+
+    def version(self, key: str) -> str:
+        """Inode, size and times of the object's file, which is never written to."""
+        path = self._path(key)
+        with folder_errors(f"version of {path}"), _open(path, key) as file:
+            found = os.fstat(file.fileno())
+        return f"{found.st_ino}-{found.st_size}-{found.st_mtime_ns}-{found.st_ctime_ns}"
 
     def digest(self, key: str) -> str:
         """The SHA-256, in hex, of the object's bytes."""

@@ -41,6 +41,7 @@ OPERATIONS = (  # the verbs of ObjectStore
     "size",
     "keys",
     "delete",
+    "version",
     "unfinished",
     "abandon",
     OTHER,

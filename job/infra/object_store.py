@@ -5,7 +5,7 @@ holds them to it.
 """
 
 import errno
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -13,12 +13,17 @@ from typing import Protocol
 from job.errors import AccessError, StorageError
 
 Content = Sequence[bytes | memoryview]  # an object's bytes, in pieces
+Moved = Callable[[int], object]
 
 NO_CONDITIONS = (
     "the store lacks conditional writes, so two jobs could overwrite each other; use another store, "
     "or --single-writer-unsafe if nobody else ever writes here"
 )
 UNSAFE = "the store lacks conditional writes: nothing but your word keeps two jobs from overwriting each other"
+
+
+def unwatched(count: int) -> None:
+    """Nobody waits for the bytes."""
 
 
 class ObjectStore(Protocol):
@@ -36,12 +41,20 @@ class ObjectStore(Protocol):
     def create(self, key: str, content: bytes) -> bool:
         """Store `content` only if `key` does not exist; False when it does. The only way to commit."""
 
-    def get(self, key: str, target: Path) -> str:
-        """Write the object to the file `target`; returns the SHA-256, in hex, of the bytes that arrived.
+    def get(self, key: str, target: Path, moved: Moved = unwatched) -> str:
+        """Write the object to the file `target`; returns the SHA-256, in hex, of the bytes that are there.
+
+        What an earlier `get` of the same version left there may be gone on with.
+
+        Args:
+            moved: Called with the number of bytes that have come, from any thread; may raise to stop.
 
         Raises:
             KeyError: There is no such object.
         """
+
+    def version(self, key: str) -> str:
+        """A name for the object's bytes: another one whenever others were put. KeyError when there is none."""
 
     def digest(self, key: str) -> str:
         """The SHA-256, in hex, of the object's bytes, which are kept nowhere. KeyError when there is none."""

@@ -6,7 +6,7 @@ that breaks off in its body and a conditional write that met another, is repeate
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from job.errors import ConfigError, JobError, StorageError
 from job.infra.buffers import Joined
 from job.infra.hashing import hashed
 from job.infra.in_order import in_order
-from job.infra.object_store import NO_CONDITIONS, UNSAFE, Content, check_key
+from job.infra.object_store import NO_CONDITIONS, UNSAFE, Content, Moved, check_key, unwatched
+from job.infra.parted_file import PartedFile
 from job.infra.s3_connection import Connection
 from job.infra.s3_errors import code, s3_errors, status
 
@@ -58,6 +59,7 @@ class S3ObjectStore:
         self._bucket = bucket
         self._prefix = f"{prefix}/" if prefix else ""
         self._part_size = config.part_size
+        self._step = min(config.part_size, _RANGE)  # read at once
         self._concurrency = config.concurrency
         self._as_stored = _stored_as(config)
         self._checksum = {"ChecksumAlgorithm": "CRC32"} if config.checksums == "when_supported" else {}
@@ -136,37 +138,46 @@ class S3ObjectStore:
         self._s3.ask("put_object", **place, **self._as_stored, Body=content)
         return True
 
-    def get(self, key: str, target: Path) -> str:
-        """Write the object to the file `target`, in parts; returns the SHA-256, in hex, of the bytes that arrived."""
-        place = self._place(key)
+    def get(self, key: str, target: Path, moved: Moved = unwatched) -> str:
+        """Write the object to the file `target`, in parts; returns the SHA-256, in hex, of the bytes that are there.
 
-        def keep(span: range, content: bytearray) -> None:
-            with target.open("r+b") as file:
-                file.seek(span.start)
-                file.write(content)
+        Parts that an earlier `get` of the same ETag has left are read from the disk.
+        """
+        place = self._place(key)
 
         with s3_errors(f"get {self.uri}/{key} into {target}"):
             head = self._head(place)
-            with target.open("wb") as file:
-                file.truncate(int(head["ContentLength"]))
-            return self._read_parts(place, head, keep)
+            with PartedFile(target, int(head["ContentLength"]), head["ETag"], self._step) as file:
+
+                def bring(part: range) -> bytes | bytearray:
+                    if file.has(part):
+                        moved(len(part))
+                        return file.read(part)
+                    content = self._body(place, part, head["ETag"])
+                    file.write(part.start, content)
+                    file.finish(part)
+                    moved(len(part))
+                    return content
+
+                return self._hash_parts(file.parts, bring)
 
     def digest(self, key: str) -> str:
         """The SHA-256, in hex, of the object's bytes, read in parts and kept nowhere."""
         place = self._place(key)
         with self._errors("digest of", key):
-            return self._read_parts(place, self._head(place), lambda span, content: None)
+            head = self._head(place)
+            size = int(head["ContentLength"])
+            parts = [range(at, min(at + self._step, size)) for at in range(0, size, self._step)]
+            return self._hash_parts(parts, lambda part: self._body(place, part, head["ETag"]))
 
-    def _read_parts(self, place: dict[str, str], head: dict[str, Any], keep: Callable[[range, bytearray], None]) -> str:
-        """Fetch an object in parts, several at once, each given to `keep` in its thread; returns the SHA-256."""
-        size, step = int(head["ContentLength"]), min(self._part_size, _RANGE)
+    def version(self, key: str) -> str:
+        """The object's ETag."""
+        place = self._place(key)
+        with self._errors("version of", key):
+            return str(self._head(place)["ETag"])
 
-        def fetch(span: range) -> bytearray:
-            content = self._body(place, span, head["ETag"])
-            keep(span, content)
-            return content
-
-        spans = [range(at, min(at + step, size)) for at in range(0, size, step)]
+    def _hash_parts(self, spans: Sequence[range], fetch: Callable[[range], bytes | bytearray]) -> str:
+        """The SHA-256 of an object, whose parts are fetched several at once."""
         digest = hashlib.sha256()
         with closing(in_order(fetch, spans, self._concurrency, ahead=self._concurrency + 1)) as contents:
             for content in contents:

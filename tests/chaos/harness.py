@@ -23,7 +23,7 @@ from job.errors import StorageError
 from tests.chaos import evidence
 
 PACE = 0.006  # seconds before a step: saves keep up, as they do where a step is real work
-VERBS = ("put", "create", "get", "digest", "read", "size", "keys", "delete", "unfinished", "abandon")
+VERBS = ("put", "create", "get", "digest", "read", "size", "version", "keys", "delete", "unfinished", "abandon")
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["job.pretrain", "torch._dynamo", "tests.chaos.harness"])
 

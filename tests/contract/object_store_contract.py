@@ -7,6 +7,8 @@ from threading import Barrier
 
 import pytest
 
+from job.errors import Interrupted
+
 
 class ObjectStoreContract:
     """What any ObjectStore must do.
@@ -43,6 +45,35 @@ class ObjectStoreContract:
         store.put("a", [b"abc"])
 
         assert store.get("a", tmp_path / "out") == hashlib.sha256(b"abc").hexdigest()
+
+    @pytest.mark.parametrize("size", [0, 3, (11 << 20) + 1])
+    def test_get_tells_how_far_it_is(self, store, tmp_path, size):
+        """`get` names every byte that comes, in one part or several."""
+        store.put("a", [bytes(size)])
+        moved = []
+        store.get("a", tmp_path / "out", moved.append)
+
+        assert sum(moved) == size
+
+    def test_get_can_be_stopped(self, store, tmp_path):
+        """Whoever watches a `get` may end it."""
+
+        def stop(count):
+            raise Interrupted("asked to stop")
+
+        store.put("a", [b"abc"])
+        with pytest.raises(Interrupted):
+            store.get("a", tmp_path / "out", stop)
+
+    def test_versions(self, store):
+        """An object's version is the same until others bytes are put, even as many."""
+        store.put("a", [b"abc"])
+        before = store.version("a"), store.version("a")
+        store.put("a", [b"abd"])
+
+        assert before[0] == before[1] != store.version("a")
+        with pytest.raises(KeyError):
+            store.version("b")
 
     @pytest.mark.parametrize("size", [0, 3, (16 << 20) + 1])
     def test_put_returns_the_hash(self, store, size):

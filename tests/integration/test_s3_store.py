@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 
 from job.checkpoint.probe import probe
 from job.config import StorageConfig
-from job.errors import AccessError, ConfigError, NotFoundError, StorageError
+from job.errors import AccessError, ConfigError, Interrupted, NotFoundError, StorageError
 from job.infra.object_store import UNSAFE
 from job.infra.s3 import S3ObjectStore
 from job.infra.s3_connection import connect
@@ -334,3 +334,56 @@ def test_what_is_no_key(store, key):
     """What could not be a key in a folder is none in a bucket."""
     with pytest.raises(KeyError, match="is not a key"):
         store.read(key)
+
+
+class Counting:
+    """A connection that notes which bytes are asked for."""
+
+    def __init__(self, inner):
+        self._inner, self.ranges = inner, []
+
+    def __getattr__(self, name):
+        return getattr(self._inner, name)
+
+    def ask(self, verb, **what):
+        if verb == "get_object":
+            self.ranges.append(what["Range"])
+        return self._inner.ask(verb, **what)
+
+
+def stopped_get(store, target):
+    """A `get` of LARGE that is stopped when two of its three parts have come."""
+    parts = []
+
+    def stop(count):
+        parts.append(count)
+        if len(parts) == 2:
+            raise Interrupted("asked to stop")
+
+    with pytest.raises(Interrupted):
+        store.get("a", target, stop)
+
+
+def test_a_stopped_get_is_gone_on_with(connection, s3_environment, tmp_path):
+    """What an earlier `get` has brought is read from the disk; only the rest is asked for, and the hash is right."""
+    connection = Counting(connection)
+    store = store_at(s3_environment.fresh_uri(), connection, concurrency=1)
+    digest = store.put("a", [LARGE])
+    stopped_get(store, tmp_path / "out")
+    connection.ranges.clear()
+
+    assert store.get("a", tmp_path / "out") == digest
+    assert connection.ranges == [f"bytes={10 << 20}-{len(LARGE) - 1}"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (tmp_path / "out").read_bytes() == LARGE
+
+
+def test_parts_of_another_version_are_not_joined(connection, s3_environment, tmp_path):
+    """When the object was replaced meanwhile, nothing of what was there before is left."""
+    store = store_at(s3_environment.fresh_uri(), connection, concurrency=1)
+    store.put("a", [LARGE])
+    stopped_get(store, tmp_path / "out")
+    digest = store.put("a", [LARGE[::-1]])
+
+    assert store.get("a", tmp_path / "out") == digest
+    assert (tmp_path / "out").read_bytes() == LARGE[::-1]

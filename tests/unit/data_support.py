@@ -57,6 +57,7 @@ class Plan:
     location: str | None = None
     etag: str | None = '"v1"'
     ranges: bool = True
+    claims_ranges: bool = False  # says so, and does not give them
     says_length: bool = True
     cut_after: list[int] = field(default_factory=list)  # body bytes of the first, second, ... answer
     headers: dict[str, str] = field(default_factory=dict)
@@ -100,19 +101,21 @@ class _Handler(BaseHTTPRequestHandler):
         if plan.etag and self.headers.get("If-None-Match") == plan.etag:
             return self._send(304, b"")
         named = {"ETag": plan.etag} if plan.etag else {}
-        start = self._start(plan)
-        if start is None:
+        named |= {"Accept-Ranges": "bytes"} if plan.ranges or plan.claims_ranges else {}
+        span = self._span(plan)
+        if span is None:
             return self._send(plan.status, plan.content, plan.headers | named, plan)
-        if start >= len(plan.content):
+        if not span:
             return self._send(416, b"", {"Content-Range": f"bytes */{len(plan.content)}"})
-        span = {"Content-Range": f"bytes {start}-{len(plan.content) - 1}/{len(plan.content)}"}
-        return self._send(206, plan.content[start:], plan.headers | named | span, plan)
+        where = {"Content-Range": f"bytes {span[0]}-{span[-1]}/{len(plan.content)}"}
+        return self._send(206, plan.content[span.start : span.stop], plan.headers | named | where, plan)
 
-    def _start(self, plan: Plan) -> int | None:
+    def _span(self, plan: Plan) -> range | None:
         asked, condition = self.headers.get("Range"), self.headers.get("If-Range")
         if not asked or not plan.ranges or (condition and condition != plan.etag):
             return None
-        return int(asked.removeprefix("bytes=").partition("-")[0])
+        first, _, last = asked.removeprefix("bytes=").partition("-")
+        return range(int(first), min(len(plan.content), int(last or len(plan.content)) + 1))
 
     def _send(self, status: int, body: bytes, headers: dict[str, str] | None = None, plan: Plan | None = None) -> None:
         self.send_response(status)
