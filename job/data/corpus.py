@@ -20,6 +20,7 @@ from job.data.known_hashes import Stamp, known_hash, require_unchanged
 from job.data.local_files import find_files
 from job.data.manifest import is_manifest, read_manifest
 from job.data.meter import Meter
+from job.data.numbered import require_every_shard
 from job.data.together import all_at_once
 from job.errors import ConfigError, DataError, NotFoundError
 from job.infra.object_store import ObjectStore
@@ -196,6 +197,7 @@ def keys_of(store: ObjectStore, key: str) -> list[str]:
         log.warning("objects of unknown format left out", corpus=f"{store.uri}/{folder}", count=len(unknown))
     if not known:
         raise NotFoundError(f"data.corpus: no object {store.uri}/{key}, and nothing below it is {formats.KNOWN}")
+    require_every_shard(f"{store.uri}/{folder}", known)
     return known
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import structlog
 
 from job.data import formats
+from job.data.numbered import require_every_shard
 from job.errors import ConfigError, NotFoundError
 from job.infra.object_store import folder_errors
 
@@ -24,7 +25,7 @@ def find_files(pattern: str) -> list[Path]:
     in a warning.
 
     Raises:
-        NotFoundError: There is no such file, or nothing of a known format.
+        NotFoundError: There is no such file, nothing of a known format, or a numbered shard lacks between two others.
         ConfigError: The file named is of no known format.
     """
     path = Path(pattern).expanduser()
@@ -65,6 +66,7 @@ def _known(pattern: str, paths: Iterable[Path]) -> list[Path]:
     known = [path for path in found if formats.format_of(path.name)]
     if not known:
         raise NotFoundError(f"data.corpus: nothing under {pattern} is {formats.KNOWN}")
+    require_every_shard(pattern, (path.as_posix() for path in known))
     return known
 
 

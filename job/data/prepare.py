@@ -45,7 +45,7 @@ def prepare(
         DataError: The corpus is empty, damaged or holds what the tokenizer does not know.
     """
     if all(file.format.kind == "tokens" for file in corpus.files):
-        return published_tokens(corpus, tokenizer, advance)
+        return published_tokens(corpus, tokenizer, cache_folder(config), advance)
     policy = ["skip"] if config.bad_lines == "skip" else []
     fingerprint = digest([FORMAT, corpus.fingerprint, tokenizer.sha256, list(config.split), *policy])
     cache = cache_folder(config)

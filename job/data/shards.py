@@ -139,19 +139,23 @@ def require_written(folder: Path, split: str, tokens: int, dtype: np.dtype[Any],
             raise DataError(f"{path}: {path.stat().st_size} bytes, expected {shard_bytes(held, dtype)} or more")
 
 
-def open_shard(path: Path) -> AnyTokens:
-    """(t,) tokens of a shard, mapped from disk. DataError when header, count and size do not agree."""
+def open_shard(path: Path, named: str | None = None) -> AnyTokens:
+    """(t,) tokens of a shard, mapped from disk. DataError when header, count and size do not agree.
+
+    Args:
+        named: What to call it then: where it came from, if it lies in the cache.
+    """
     with folder_errors(f"read {path}"), path.open("rb") as file:
         header = file.read(HEADER_BYTES)
         size = path.stat().st_size
     if len(header) < HEADER_BYTES:
-        raise DataError(f"{path}: {size} bytes, shorter than a token file's header of {HEADER_BYTES}")
+        raise DataError(f"{named or path}: {size} bytes, shorter than a token file's header of {HEADER_BYTES}")
     magic, version, count = np.frombuffer(header, "<i4")[:3].tolist()
     dtype = KINDS.get((magic, version))
     if dtype is None:
-        raise DataError(f"{path}: magic {magic} version {version} is no token file; known are {sorted(KINDS)}")
+        raise DataError(f"{named or path}: magic {magic} version {version} is no token file; known are {sorted(KINDS)}")
     if count < 0 or size != shard_bytes(count, dtype):
-        raise DataError(f"{path}: {size} bytes, but {count} tokens of {dtype.itemsize} bytes were announced")
+        raise DataError(f"{named or path}: {size} bytes, but {count} tokens of {dtype.itemsize} bytes were announced")
     if count == 0:
         return np.empty(0, dtype)
     return np.asarray(np.memmap(path, dtype, mode="r", offset=HEADER_BYTES, shape=(count,)))
