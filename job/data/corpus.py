@@ -1,6 +1,7 @@
 """The text of a run: `data.corpus` turned into local files whose bytes are known by their hashes."""
 
 import re
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,6 +22,7 @@ from job.data.local_files import find_files
 from job.data.manifest import is_manifest, read_manifest
 from job.data.meter import Meter
 from job.data.numbered import require_every_shard
+from job.data.sweep import sweep
 from job.data.together import all_at_once
 from job.errors import ConfigError, DataError, NotFoundError
 from job.infra.object_store import ObjectStore
@@ -107,6 +109,7 @@ def pull(config: DataConfig, open_store: OpenStore, advance: Advance, meter: Met
         DataError: A pinned hash is not met, or a file is longer than `data.max_bytes`.
     """
     meter = meter or Meter()
+    sweep(cache_folder(config), time.time())
     cache = ContentCache(cache_folder(config), config.max_bytes, advance, config.connections)
     addresses = [found for address in parse_addresses(config.corpus) for found in listed(address, cache, open_store)]
     sources = [source for address in addresses for source in _sources(address, open_store)]
