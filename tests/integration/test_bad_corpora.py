@@ -4,8 +4,11 @@ import gzip
 import json
 import os
 import resource
+import socket
 import subprocess
 import sys
+import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,19 +33,24 @@ class Said:
     memory: int  # MiB
 
 
-def prepare(folder, *corpus, limit=None, **settings):
-    """The command in a process of its own, with a cache in `folder`; `limit`: bytes that a file may have."""
+def prepare(folder, *corpus, limit=None, impatient=False, **settings):
+    """The command in a process of its own, with a cache in `folder`.
+
+    Args:
+        limit: Bytes that a file may have.
+        impatient: What is said of a server after minutes is said at once.
+    """
     values = {"data.cache_dir": folder / "cache", "data.tokenizer": "byte", "data.split": "[0.8,0.1,0.1]", **settings}
     values |= {"data.corpus": json.dumps([str(entry) for entry in corpus]), "model.context_length": 4}
     words = [word for name, value in values.items() for word in ("--set", f"{name}={value}")]
-    environ = {**os.environ, "TERMINATION_LOG": str(folder / "ending")}
+    environ = {**os.environ, "NO_PROXY": "127.0.0.1", "TERMINATION_LOG": str(folder / "ending")}
 
     def limited():
         if limit:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
     run = subprocess.run(
-        [sys.executable, "-c", f"{MEASURED}", "prepare", "--json", *words],
+        [sys.executable, "-c", (IMPATIENT if impatient else "") + MEASURED, "prepare", "--json", *words],
         capture_output=True,
         text=True,
         env=environ,
@@ -56,6 +64,10 @@ def prepare(folder, *corpus, limit=None, **settings):
     return Said(run.returncode, last.get("reason", ""), facts, run.stderr, int(memory))
 
 
+IMPATIENT = """
+from job.data import download
+download.BACKOFF, download.PATIENCE = 0.0, 0.3
+"""
 MEASURED = """
 import sys
 sys.argv[0] = "gpt-job"
@@ -116,7 +128,7 @@ def test_bad_files(tmp_path, name):
     assert message in said.reason
     assert "Traceback" not in said.errors
     assert whole(tmp_path) == []
-    assert said.memory < 700
+    assert said.memory < 256
 
 
 def whole(folder):
@@ -142,18 +154,85 @@ def test_bad_lines_by_setting(tmp_path):
     assert "a.jsonl, line 91: not JSON" in said.errors
 
 
-@pytest.mark.parametrize(
-    ("path", "code", "message"),
-    [("/round.txt", 65, "more than 5 redirects"), ("/none.txt", 66, "404"), ("/secret.txt", 77, "403")],
-)
-def test_bad_servers(tmp_path, path, code, message):
-    """An endless redirect, an absent and a refused file each have their code, and leave nothing."""
+SERVED = {
+    "an endless redirect": ("", Plan(location="/a.txt"), 65, "more than 5 redirects"),
+    "a redirect to a file": ("", Plan(location="file:///etc/hostname"), 65, "neither http nor https"),
+    "absent": ("", Plan(status=404), 66, "404"),
+    "refused": ("", Plan(status=403), 77, "403"),
+    "broken for good": ("", Plan(status=503), 69, "503"),
+    "another hash": ("#sha256=" + "0" * 64, Plan(b"text"), 65, f"expected sha256 {'0' * 64}, got"),
+    "packed on the way": ("", Plan(b"text", headers={"Content-Encoding": "gzip"}), 65, "sent as gzip"),
+    "too long": ("", Plan(b"text" * 100_000), 65, "400000 bytes or more, but data.max_bytes=300000"),
+    "cut short": ("", Plan(b"text" * 9000, cut_after=[0] * 99), 69, "5 attempts"),
+}
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_bad_servers(tmp_path, name):
+    """Whatever a server does ends with its code and one line that names the address, and leaves nothing whole."""
+    pin, plan, code, message = SERVED[name]
     with serving() as server:
-        server.plans = {"/round.txt": Plan(location="/round.txt"), "/secret.txt": Plan(status=403)}
-        said = prepare(tmp_path, server.url(path))
+        server.plans["/a.txt"] = plan
+        said = prepare(tmp_path, server.url("/a.txt") + pin, impatient=True, **{"data.max_bytes": 300_000})
 
     assert (said.code, whole(tmp_path)) == (code, [])
+    assert f"{server.url('/a.txt')}: " in said.reason
     assert message in said.reason
+    assert "Traceback" not in said.errors
+
+
+@pytest.mark.parametrize("after", [0, 300])
+def test_a_server_that_stalls(tmp_path, after):
+    """A server that takes the request and says nothing, or stops in the middle, is 69 within its time."""
+    with socket.create_server(("127.0.0.1", 0)) as stalling:
+        threading.Thread(target=stall, args=(stalling, after), daemon=True).start()
+        said = prepare(tmp_path, f"http://127.0.0.1:{stalling.getsockname()[1]}/a.txt", impatient=True)
+
+    assert (said.code, whole(tmp_path)) == (69, [])
+    assert "/a.txt: " in said.reason
+    assert "attempts)" in said.reason
+
+
+def stall(server, after):
+    """Take connections; of an answer of 4,000 bytes send so many, and then nothing."""
+    kept = []
+    with suppress(OSError):
+        while True:
+            kept.append(server.accept()[0])
+            if after:
+                kept[-1].recv(1 << 16)
+                kept[-1].sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 4000\r\n\r\n" + b"x" * after)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("gopher://host/a.txt", "gopher:// is none of"),
+        ("https://me:CANARY@host/a.txt", "credentials in an address"),
+        ("https://host/a.exe?key=CANARY", "https://host/a.exe: the format is told by the name"),
+    ],
+)
+def test_bad_addresses(tmp_path, entry, message):
+    """An address that cannot be one is 78 before anything is asked for, and no secret in it is repeated."""
+    said = prepare(tmp_path, entry)
+
+    assert said.code == 78
+    assert message in said.reason
+    assert "CANARY" not in said.errors
+
+
+def test_a_full_disk_while_pulling(tmp_path):
+    """When a download does not fit: 69, nothing that looks whole; with room again it goes on where it was."""
+    content = b"text " * 100_000
+    with serving() as server:
+        server.plans["/a.txt"] = Plan(content)
+        said = prepare(tmp_path, server.url("/a.txt"), limit=300_000, impatient=True)
+        assert (said.code, whole(tmp_path)) == (69, [])
+        assert "write " in said.reason
+        server.requests.clear()
+        assert prepare(tmp_path, server.url("/a.txt")).facts["bytes"] == len(content)
+
+    assert server.requests[0][1]["Range"] == "bytes=300000-"
 
 
 def test_a_full_disk(tmp_path):
