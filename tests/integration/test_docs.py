@@ -66,6 +66,8 @@ OWN = {  # what a block gets instead of a small model of characters
 }
 LONG = {  # what takes its time; other tests start the same commands in every commit
     "The report": "tests/integration/test_cli.py",
+    "Settings": "tests/integration/test_cli.py",
+    "Your own bucket": "tests/integration/test_s3_run.py",
     "Serve-test": "tests/integration/test_serve_test.py",
     "Several GPUs and machines": "tests/integration/test_processes.py",
     "From a bigram to a GPT": "tests/integration/test_ladder.py",
@@ -88,6 +90,8 @@ def _begin(folder: Path, environ: Mapping[str, str], what: list[str] | str, note
     if isinstance(what, str):
         exec(compile(what, "README.md", "exec"), {"__name__": "__main__"})
         return
+    if "--processes" in what:  # the others are started as this one was: from a command line
+        os.execv(sys.executable, [sys.executable, "-m", "job", *what])
     from job.cli import main
 
     main(what, prog_name="gpt-job")
@@ -220,7 +224,7 @@ def environment(folder: Path, heading: str, more: Mapping[str, str] = MappingPro
 def prepared(tmp_path_factory) -> Path:
     """The folder of somebody who has followed the page: a text, a run that was stopped and continued, and the rest."""
     folder = tmp_path_factory.mktemp("docs")
-    (folder / "my.txt").write_text(TEXT * 60)
+    (folder / "my.txt").write_text(TEXT * 120)
     (folder / "other.txt").write_text("Another text, in the characters of the first.\n" * 60)
     (folder / "questions.txt").write_text("The \nEvery \n")
     (folder / "list.manifest").write_text("my.txt\nlines.jsonl\n")
