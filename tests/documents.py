@@ -67,6 +67,11 @@ ELSEWHERE = (
         "an engine",
         ("tests/image/test_training.py::test_what_it_learned_can_be_generated_from",),
     ),
+    Elsewhere(
+        "docker run --rm -v gpt-runs:/runs -p 127.0.0.1:8000:8000 gpt-pretrain-job:0.1.0-cpu serve",
+        "an engine",
+        ("tests/image/test_commands.py::test_a_server_is_seen_to_be_healthy",),
+    ),
     Elsewhere("docker run --rm --gpus all", "a GPU in a container: nobody has run it, and docker/README.md says so"),
     Elsewhere(
         "docker stop",

@@ -228,7 +228,8 @@ def prepared(tmp_path_factory) -> Path:
     (folder / "other.txt").write_text("Another text, in the characters of the first.\n" * 60)
     (folder / "questions.txt").write_text("The \nEvery \n")
     (folder / "list.manifest").write_text("my.txt\nlines.jsonl\n")
-    (folder / "lines.jsonl").write_text('{"text": "a line of text like others"}\n' * 200 + '{"no": "text"}\n')
+    lines = [json.dumps({"text": f"line {number} of a text like others"}) for number in range(200)]
+    (folder / "lines.jsonl").write_text("\n".join([*lines, '{"no": "text"}\n']))
     write_huggingface(folder / "weights", model(vocab_size=257, n_layer=1, n_head=2, n_embd=8, context_length=16))
     for name, content in huggingface_files(ByteTokenizer(), 16).items():
         (folder / "weights" / name).write_bytes(content)
