@@ -91,6 +91,7 @@ def _computing(config: Config, outlook: Outlook) -> Iterator[Finding]:
     yield from _made("device", device)
     yield from _made("autograd", lambda: [compute.autograd(torch.device(chosen[0].device if chosen else "cpu"))])
     if not chosen:
+        yield from _made("disk", lambda: machine.disk(config, compute.state_bytes(config, outlook), outlook.bytes))
         return
     [numerics] = chosen
     needed: list[Memory] = []
@@ -103,7 +104,8 @@ def _computing(config: Config, outlook: Outlook) -> Iterator[Finding]:
     fitting = _made("memory", memory)
     yield from fitting
     fits = all(finding.level == "ok" for finding in fitting)
-    yield from _made("disk", lambda: machine.disk(config, needed[0].snapshot if needed else 0, outlook.bytes))
+    saved = needed[0].snapshot if needed else compute.state_bytes(config, outlook)
+    yield from _made("disk", lambda: machine.disk(config, saved, outlook.bytes))
     yield from _made("time", lambda: [compute.step(config, outlook, numerics, fits)])
 
 

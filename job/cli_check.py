@@ -1,5 +1,8 @@
 """The command that looks before anything is billed: parse, ask, print, end with the code of the worst finding."""
 
+import shutil
+import sys
+import textwrap
 from pathlib import Path
 
 import click
@@ -11,6 +14,7 @@ from job.config_file import ResolvedConfig
 from job.errors import ConfigError, JobError
 
 _CLASSES = {cls.exit_code: cls for cls in vars(errors).values() if isinstance(cls, type) and issubclass(cls, JobError)}
+_COLUMNS, _LEAST = 32, 40  # characters: before what is said, and for it however narrow the terminal is
 _STYLES = {"ok": "green", "warning": "yellow", "error": "red"}
 
 
@@ -56,7 +60,17 @@ def _resolved(preset: str | None, path: Path | None, overrides: tuple[str, ...])
 
 
 def _show(finding: Finding) -> None:
+    """A finding in columns; on a terminal lines are broken where its words end."""
     click.secho(f"{finding.level:<8}", fg=_STYLES[finding.level], nl=False)
-    click.echo(f"{finding.about:<23} {finding.said}")
-    if finding.advice:
-        click.echo(f"{'':<32}-> {finding.advice}")
+    first, *more = _lines(finding.said) or [""]
+    click.echo(f"{finding.about:<23} {first}")
+    for line in more:
+        click.echo(f"{'':<32}{line}")
+    for at, line in enumerate(_lines(finding.advice, 3)):
+        click.echo(f"{'':<32}{'   ' if at else '-> '}{line}")
+
+
+def _lines(text: str, less: int = 0) -> list[str]:
+    """The text in lines that fit beside the first columns; whole where nobody looks."""
+    width = shutil.get_terminal_size().columns - _COLUMNS - less if sys.stdout.isatty() else sys.maxsize
+    return textwrap.wrap(text, max(_LEAST, width), break_long_words=False, break_on_hyphens=False)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.nn import functional as F
@@ -53,6 +53,11 @@ def device(config: Config, place: Place) -> tuple[Finding, Numerics | None]:
     name = torch.cuda.get_device_name() if numerics.device == "cuda" else f"{numerics.threads} threads"
     said = f"{numerics.device} ({name}), {numerics.precision}, torch {torch.__version__}"
     return Finding(about="device", said=said, facts=numerics.plain()), numerics
+
+
+def state_bytes(config: Config, outlook: Outlook) -> int:
+    """Of a checkpoint, as long as no device is known: parameters and two moments of each."""
+    return 3 * 4 * unfilled(config.model, outlook.vocab_size, "meta").parameter_count
 
 
 def memory(config: Config, outlook: Outlook, numerics: Numerics) -> tuple[Iterator[Finding], Memory]:
@@ -136,23 +141,31 @@ def _evaluating(config: Config, steps: int, seconds_of_batch: float) -> float:
 
 
 def _speed(config: Config, vocab_size: int, numerics: Numerics, rows: int, fits: bool) -> _Speed:
-    """Measured on the model itself where that takes little; else on one and two of its blocks and one sequence."""
-    target, layers = torch.device(numerics.device), config.model.n_layer
-    flops = training_flops_per_token(unfilled(config.model, vocab_size, "meta")) * rows * config.model.context_length
+    """Measured on the model itself where that takes little; else on one and two blocks and part of a sequence."""
+    target, layers, T = torch.device(numerics.device), config.model.n_layer, config.model.context_length
+    flops = training_flops_per_token(unfilled(config.model, vocab_size, "meta")) * rows * T
     if fits and flops < _WHOLE.get(numerics.device, _WHOLE_ELSEWHERE):
         whole = slice_of(config.model, layers, vocab_size, target)
-        return _Speed(*_timed(whole, rows, config, numerics), measured=True)
-    one, two = (slice_of(config.model, few, vocab_size, target) for few in (1, 2))
-    (of_one, _), (of_two, update) = (_timed(model, 1, config, numerics) for model in (one, two))
-    of_pass = rows * (of_one + (layers - 1) * max(0.0, of_two - of_one))
-    parameters = one.parameter_count + (layers - 1) * (two.parameter_count - one.parameter_count)
+        return _Speed(*_timed(whole, rows, T, config, numerics), measured=True)
+    two = unfilled(replace(config.model, n_layer=2), vocab_size, "meta")
+    most = _WHOLE.get(numerics.device, _WHOLE_ELSEWHERE) / training_flops_per_token(two)
+    long = max(2, min(T, int(most)))
+    (of_one, _), (of_short, _), (of_two, update) = (
+        _timed(slice_of(config.model, few, vocab_size, target), 1, length, config, numerics)
+        for few, length in ((1, long), (2, long // 2), (2, long))
+    )
+    a_token = max(0.0, of_two - of_short) / (long - long // 2)
+    in_a_block = max(0.0, of_two - of_one) / long
+    whatever_the_length = max(0.0, of_two - long * a_token)  # casts of parameters, room for gradients
+    of_pass = whatever_the_length + rows * T * (a_token + (layers - 2) * in_a_block)
+    parameters = unfilled(config.model, vocab_size, "meta").parameter_count
     return _Speed(of_pass, update * parameters / two.parameter_count, measured=False)
 
 
-def _timed(model: GPT, rows: int, config: Config, numerics: Numerics) -> tuple[float, float]:
-    """Seconds of a pass over `rows` sequences and of an update: the fastest of some, after a first one."""
+def _timed(model: GPT, rows: int, length: int, config: Config, numerics: Numerics) -> tuple[float, float]:
+    """Seconds of a pass over `rows` sequences of `length` and of an update: the fastest of some, after a first one."""
     optimizer = build_optimizer(model, config.optimizer)
-    tokens = torch.zeros(rows, config.model.context_length, dtype=torch.int64, device=numerics.device)
+    tokens = torch.zeros(rows, length, dtype=torch.int64, device=numerics.device)
     passes: list[float] = []
     updates: list[float] = []
     until = 0.0

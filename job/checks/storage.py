@@ -1,6 +1,7 @@
 """What the store lets this job do: every right that a run needs, tried on objects that are removed again."""
 
 import secrets
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -56,7 +57,7 @@ def _rights(about: str, store: ObjectStore, single_writer_unsafe: bool) -> Itera
     refused = trial.attempt("write", trial.write)
     if refused:
         yield refused
-        if refused.code in (StorageError.exit_code, ConfigError.exit_code):
+        if trial.useless or refused.code in (StorageError.exit_code, ConfigError.exit_code):
             return  # nobody answers, or nobody ever will: the other questions would get the same
     else:
         for right, action in (
@@ -83,6 +84,7 @@ class _Trial:
         self._small = f"{self._place}/small"
         self._written: list[str] = []
         self.allowed: list[str] = []
+        self.useless = False  # to ask on: there is nothing to ask with
 
     def attempt(self, right: str, action: Callable[[], None]) -> Finding | None:
         """Do it; what is wrong with it, or None."""
@@ -90,6 +92,7 @@ class _Trial:
         try:
             action()
         except JobError as error:
+            self.useless = _without_credentials(error)
             return problem(about, error, _advice(right, error))
         except KeyError:
             return problem(about, ConfigError(f"{self._store.uri}: what was just written is not there"), _BROKEN)
@@ -145,9 +148,21 @@ class _Trial:
             yield problem(about, StorageError(said))
 
 
+def _without_credentials(error: JobError) -> bool:
+    if "botocore" not in sys.modules:
+        return False  # a folder wants none
+    from job.infra.s3_errors import without_credentials  # noqa: PLC0415 - botocore is for those who have a bucket
+
+    return without_credentials(error)
+
+
 def _advice(right: str, error: JobError) -> str:
+    if isinstance(error.__cause__, OSError):
+        return ""
+    if _without_credentials(error):
+        return "give the job credentials: AWS_*, a profile, or the pod's web identity"
     if isinstance(error, AccessError):
-        return f"allow {_RIGHTS[right]} below the run; credentials are AWS_*, a profile, or the pod's web identity"
+        return f"allow {_RIGHTS[right]} below the run, to whom the credentials belong"
     if isinstance(error, ConfigError) and right == "write once":
         return "use a store with conditional writes, or --single-writer-unsafe if nobody else ever writes there"
     return _BROKEN if isinstance(error, ConfigError) and right != "write" else ""

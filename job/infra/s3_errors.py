@@ -56,6 +56,11 @@ def s3_errors(action: str) -> Iterator[None]:
             raise StorageError(f"{action}: the answer lacks {error}") from error
 
 
+def without_credentials(error: BaseException) -> bool:
+    """Whether nobody was asked, because there was nothing to ask with; else it was refused."""
+    return isinstance(error.__cause__, _NO_CREDENTIALS)
+
+
 def code(error: ClientError) -> str:
     """S3's name for the error, or the HTTP status where the answer had no body."""
     return str(error.response.get("Error", {}).get("Code", ""))

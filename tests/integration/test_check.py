@@ -90,6 +90,20 @@ def test_a_server_that_does_not_answer(monkeypatch):
     assert (found.about, found.code) == ("storage: write", 69)
 
 
+def test_without_credentials(monkeypatch):
+    """One finding, 77, that says what to give: nobody was asked for a right, so none is said to be missing."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, "/nowhere")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    [found] = storage("storage", "s3://bucket/run", StorageConfig())
+
+    assert (found.about, found.code) == ("storage: write", 77)
+    assert found.advice.startswith("give the job credentials")
+
+
 def test_the_command(tmp_path):
     """All well: one JSON object, 0, and every finding beside its numbers."""
     ending = World.create(tmp_path).gpt_job("check", "--json")

@@ -11,13 +11,15 @@ from torch.overrides import TorchFunctionMode
 
 from job.check import check
 from job.checks import machine
-from job.checks.compute import autograd
+from job.checks.compute import autograd, step
 from job.checks.finding import Finding, exit_code
 from job.checks.storage import storage
+from job.checks.text import Outlook
 from job.config import StorageConfig
 from job.config_file import load_config
 from job.data.reachable import reach
 from job.errors import ConfigError, NotFoundError
+from job.infra.device import choose_numerics
 from tests.unit.data_support import Plan, config_for, no_store, serving
 
 CONFIG = load_config().config
@@ -71,6 +73,7 @@ def test_everything_broken_at_once(tmp_path):
     errors = [one for one in found if one.level == "error"]
 
     assert {"driver", "shared memory", "corpus", "tokenizer", "device", "storage: write"} <= {e.about for e in errors}
+    assert {"autograd", "disk: cache", "disk: run"} <= {one.about for one in found}
     assert all(one.said and one.advice and one.code for one in errors)
     assert exit_code(found) == 78
 
@@ -165,6 +168,32 @@ def test_a_disk_that_is_too_small(tmp_path):
 
     assert found["disk: run"].code == 69
     assert found["disk: cache"].level != "error"
+
+
+def test_the_time_of_a_large_model_is_found_in_a_short_one(tmp_path):
+    """What is measured takes no more than about a second of work, however large model and context are."""
+    large = resolved("model.n_layer=24", "model.n_embd=512", "model.context_length=2048", "training.batch_size=64")
+    numerics = choose_numerics(large.config.runtime, None)
+    outlook = Outlook(256, True, None, None)
+    with Lengths() as seen:
+        found = step(large.config, outlook, numerics, True)
+
+    assert not found.facts["measured"]
+    assert 0 < max(seen.lengths) < 2048
+    assert found.facts["seconds"] > 1
+
+
+class Lengths(TorchFunctionMode):
+    """Notes how many tokens every embedding looks up."""
+
+    def __init__(self):
+        super().__init__()
+        self.lengths = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is torch.nn.functional.embedding:
+            self.lengths.append(args[0].numel())
+        return function(*args, **(kwargs or {}))
 
 
 def test_a_corpus_elsewhere_is_not_downloaded(tmp_path):
