@@ -9,11 +9,12 @@ import pytest
 from click.testing import CliRunner
 
 from job.cli import main
-from tests.integration.command import Ending, World, two_at_a_time
+from tests.integration.command import IMPATIENT, Ending, World, two_at_a_time
 
 SPLITS = ["train", "validation", "test"]
 PROMPT = ("generate", "--prompt", "line 1", "--max-new-tokens", "20")
 DRAWN = (*PROMPT, "--temperature", "0.8", "--top-k", "50", "--seed", "3")
+TOO_LITTLE = ("--set", "data.corpus=words.txt", "--to", "ladder")
 COMMANDS = {
     "losses": ("evaluate", "--json"),
     "losses by step": ("evaluate", "--json", "--checkpoint", "40"),
@@ -31,7 +32,10 @@ COMMANDS = {
     "report of two": ("report", "--to", "drawn", "--compare", "run", "kept.jsonl"),
     "report of nothing": ("report", "--run", "nowhere"),
     "report of no log": ("report", "--run", "other.txt"),
+    "report of an empty log": ("report", "--run", "empty.jsonl"),
+    "report of half a line": ("report", "--run", "half.jsonl"),
     "report of a word": ("report", "run"),
+    "ladder on too little": ("ladder", *TOO_LITTLE),
 }
 
 
@@ -40,6 +44,9 @@ def here(finished, tmp_path_factory) -> World:
     """A finished run of this module's own, and another text beside it."""
     world = finished.world.copy(tmp_path_factory.mktemp("cli"))
     (world.folder / "kept.jsonl").write_bytes((world.run / "events.jsonl").read_bytes()[:-30])
+    (world.folder / "half.jsonl").write_bytes((world.run / "events.jsonl").read_bytes()[:40])
+    (world.folder / "empty.jsonl").write_bytes(b"")
+    (world.folder / "words.txt").write_text("too few words")
     (world.folder / "other.txt").write_text("line after line after line. " * 20)
     (world.folder / "prompts.jsonl").write_text('"line 1"\n{"prompt": "a"}\n\n"line \\u20ac"\n')
     return world
@@ -158,13 +165,30 @@ def test_report_compares(said, here):
     [
         ("report of nothing", 66, "nowhere: no such folder (expected a run with events.jsonl in it)"),
         ("report of no log", 65, "other.txt: expected a run's events"),
+        ("report of an empty log", 65, "empty.jsonl: expected a run's events, a JSON object a line with event"),
+        ("report of half a line", 65, "half.jsonl: expected a run's events"),
+        ("ladder on too little", 65, "context_length"),
         ("report of a word", 2, "say --run run, or --compare RUN RUN ... for several"),
     ],
 )
-def test_report_refuses_what_it_cannot_draw(said, case, code, reason):
-    """A run that is not there, a file that is no event log, and a word too many each have their code."""
+def test_what_cannot_be_drawn_is_refused(said, case, code, reason):
+    """A run that is not there, files that are no event log, too short a text and a word too many have their codes."""
     assert said[case].codes == {code}
     assert reason in said[case].reason
+
+
+def test_report_of_a_run_that_cannot_be_reached(here):
+    """A bucket whose server does not answer is 69, and one for which there are no credentials 77: nothing is drawn."""
+    nowhere = {"AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9", "AWS_DEFAULT_REGION": "us-east-1"}
+    keys = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
+    none = {"AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": "none", "AWS_SHARED_CREDENTIALS_FILE": "none"}
+    words = ("--run", "s3://bucket/run", "--to", "unreachable")
+    silent = here.gpt_job("report", *words, launcher=IMPATIENT, **nowhere, **keys)
+    unknown = here.gpt_job("report", *words, launcher=IMPATIENT, **nowhere, **none)
+
+    assert (silent.codes, unknown.codes) == ({69}, {77})
+    assert "s3://bucket/run" in silent.reason
+    assert not (here.folder / "unreachable").exists()
 
 
 def test_checkpoints_are_listed_oldest_first(here, finished):
