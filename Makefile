@@ -85,7 +85,7 @@ mutants: $(VENV)/.dev $(VENV)-s3/.installed ## Faults put into the code, each of
 	$(VENV)/bin/python -m tests.chaos.mutants
 
 bench: $(VENV)/.peers $(VENV)-s3/.installed ## What saving, loading, generating and serving cost, beside others (on a quiet machine)
-	$(VENV)/bin/python -m pytest tests/benchmarks -m "slow or not slow" -s
+	OMP_NUM_THREADS=$$(nproc) $(VENV)/bin/python -m pytest tests/benchmarks -m "slow or not slow" -s
 
 gpu-test: $(VENV)/.dev ## What only a GPU can show; says of each test why it is skipped without one
 	$(VENV)/bin/python -m pytest tests/gpu -m "slow or not slow" -rs

@@ -9,7 +9,6 @@ from tests.chaos.harness import Plan, points_of, run, tiny
 from tests.chaos.outcome import outcome
 from tests.chaos.test_resume import SEED, chosen_points
 
-KILLS = 30
 PATH = StorageConfig(addressing_style="path")
 
 
@@ -28,19 +27,20 @@ def expected(corpus, tmp_path):
     return outcome(f"{tmp_path}/run", tmp_path / "expected")
 
 
-def test_thirty_kills_on_s3(on_s3, expected, tmp_path):
-    """Thirty SIGKILLs at numbered points, several in a run: every run ends equal to the unbroken one."""
+@pytest.mark.parametrize("most", [8, pytest.param(30, marks=pytest.mark.slow)])
+def test_kills_on_s3(on_s3, expected, tmp_path, most):
+    """So many SIGKILLs at numbered points, several in a run: every run ends equal to the unbroken one."""
     first = on_s3()
     assert run(first, report=tmp_path / "points") == 0
     reached = points_of(tmp_path / "points")
     pick = random.Random(SEED)
-    points = chosen_points(reached, KILLS)
+    points = chosen_points(reached, most)
     pick.shuffle(points)
     outcomes, kills = [outcome(first.config.run_uri, tmp_path / "first", PATH)], 0
-    while kills < KILLS:
+    while kills < most:
         resolved, code, point = on_s3(), -9, points.pop() if points else pick.choice(reached)
         while code == -9:
-            code = run(resolved, Plan(kill_at=point if kills < KILLS else None))
+            code = run(resolved, Plan(kill_at=point if kills < most else None))
             kills += code == -9
             point = pick.choice(reached[: len(reached) // 2])
         outcomes.append(outcome(resolved.config.run_uri, tmp_path / f"after{kills}", PATH))
