@@ -148,25 +148,43 @@ def corpus(tmp_path_factory):
 
 def measure(way, corpus, out):
     """What one way took, in a fresh process: tokens, seconds, MiB of the process and of its largest child."""
+    return ended(begun(way, corpus, out))
+
+
+def side_by_side(corpus, folders):
+    """Seconds of the slower of processes with one thread each, at the same time."""
+    both = [begun("one_thread", corpus, out) for out in folders]
+    return max(ended(one)["seconds"] for one in both)
+
+
+def begun(way, corpus, out):
     out.mkdir()
     command = [sys.executable, "-m", "tests.benchmarks.test_data_speed", way, str(corpus), str(out)]
-    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
-    assert run.returncode == 0, run.stderr[-2000:]
-    return json.loads(run.stdout.splitlines()[-1])
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+
+
+def ended(process):
+    said, errors = process.communicate()
+    assert process.returncode == 0, errors[-2000:]
+    return json.loads(said.splitlines()[-1])
 
 
 def test_tokenizing(corpus, tmp_path):
-    """At least 1.9 times one thread of tiktoken and 2 times nanoGPT's way, under 1 GB of memory."""
+    """At least 1.9 times one thread of tiktoken, or all but of what two cores do at best, and 2 times nanoGPT's way.
+
+    Memory stays under 1 GB.
+    """
     ways = dict(WAYS)
     try:
         import datasets  # noqa: F401
     except ImportError:
         print("\nnanoGPT's way left out: pip install 'gpt-pretrain-job[bench]'")
         del ways["map_of_datasets"]
-    found = {way: [] for way in ways}
+    found, limits = {way: [] for way in ways}, []
     for number in range(ROUNDS):
         for way in list(ways)[:: 1 if number % 2 else -1]:
             found[way].append(measure(way, corpus, tmp_path / f"{way}-{number}"))
+        limits.append(side_by_side(corpus, [tmp_path / f"alone-{number}-{half}" for half in range(2)]))
     megabytes = sum(len(text.encode()) for texts in chunks(corpus) for text in texts) / 1e6
     best = {way: min(each["seconds"] for each in rounds) for way, rounds in found.items()}
     print(
@@ -179,13 +197,17 @@ def test_tokenizing(corpus, tmp_path):
             f"  CPU {min(each['cpu'] for each in found[way]):5.1f} s"
             f"  {memory[0]:5} MiB + {memory[1]} MiB in the largest child"
         )
+    limit = 2 * best["one_thread"] / min(limits)
+    print(
+        f"  two processes that share nothing, each with one thread over the whole text: {limit:.2f} x, the limit here"
+    )
     alone = min(found["one_thread"], key=lambda each: each["seconds"])
     each = [rounds[0]["tokens"] for rounds in found.values()]
     assert len(set(each)) == 1
     assert max(entry["memory"] + 2 * entry["children"] for entry in found["ours"]) < 1000
     if alone["seconds"] > 1.1 * alone["cpu"]:
         pytest.skip("other work shares the cores: one thread waits for one, so the ratios say nothing")
-    assert best["one_thread"] / best["ours"] >= 1.9
+    assert best["one_thread"] / best["ours"] >= min(1.9, 0.95 * limit)
     assert best.get("map_of_datasets", np.inf) / best["ours"] >= 2
 
 

@@ -33,7 +33,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 pytest.importorskip("transformers", reason="needs transformers, the peer")
 pytest.importorskip("fastapi", reason="needs FastAPI, what the peer is served with")
 
-ROUNDS, REQUESTS, TOKENS, AT_ONCE = 3, 16, 64, 8
+ROUNDS = int(os.environ.get("BENCH_ROUNDS", "3"))
+REQUESTS, TOKENS, AT_ONCE = 16, 64, 8
 THREADS = os.cpu_count() or 1
 PROMPT = "Every effort moves you closer to the place from which you can see how far there is still to go, and"
 ROOT = Path(__file__).parents[2]
