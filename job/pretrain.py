@@ -37,12 +37,12 @@ from job.report.tensorboard import TensorBoard, require_tensorboard
 from job.training.finetuning import known_of, stored_tokenizer, take_over
 from job.training.finish import finish
 from job.training.learner import Learner, build_learner
-from job.training.memory import memory_explained
 from job.training.narrator import Channels, Narrator
 from job.training.numerics import settle_numerics
 from job.training.reporter import Reporter
 from job.training.restoring import restore_newest
 from job.training.resume import Loaded, lost_everything, nothing_valid
+from job.training.room import Room
 from job.training.saver import Saver
 from job.training.state import TrainingState
 from job.training.text import Text, read_text
@@ -118,8 +118,8 @@ def pretrain(
         newest = _newest(checkpoints, restart_from_scratch)
         if newest is None and ranks.leads:
             save_trained(checkpoints.objects, text.tokenizer, config.model.context_length)
-        learner = build_learner(config, numerics, text.tokenizer.vocab_size, newest is not None, ranks)
-        loaded = _restore(checkpoints, learner) if newest else None
+        room = Room(config, numerics, text.tokenizer.vocab_size)
+        learner, loaded = _learner(room, checkpoints, config, numerics, text, restoring=newest is not None)
         timetable = Timetable(config.training, text.order.windows)
         narrator = _narrator(config, channels, checkpoints, timetable, Path(scratch))
         saver = Saver(checkpoints, config.checkpoint, narrator, may_delete)
@@ -138,7 +138,7 @@ def pretrain(
         with (
             _told(narrator, saver, checkpoints, config, stop),
             ranks.explaining(),
-            memory_explained(learner, config),
+            room.explained(),
         ):
             _announce(resolved, trainer, checkpoints, loaded)
             ready()
@@ -292,6 +292,15 @@ def _started_over(left: Record) -> None:
     log.warning("started over from the seed: the checkpoints so far are not used again", last_step=left.step)
     if origin := left.facts.get("imported"):
         log.warning("the imported weights are left behind too; to begin with them, import into another run", **origin)
+
+
+def _learner(
+    room: Room, checkpoints: CheckpointStore, config: Config, numerics: Numerics, text: Text, *, restoring: bool
+) -> tuple[Learner, Loaded[TrainingState] | None]:
+    """What is to be trained, fresh or as the newest checkpoint that is whole has it."""
+    with room.explained():
+        learner = build_learner(config, numerics, text.tokenizer.vocab_size, restoring, checkpoints.ranks)
+        return learner, _restore(checkpoints, learner) if restoring else None
 
 
 def _restore(checkpoints: CheckpointStore, learner: Learner) -> Loaded[TrainingState]:

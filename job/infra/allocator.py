@@ -1,6 +1,7 @@
 """Memory that is freed stays with the process, so that the next step finds it without asking the kernel."""
 
 import ctypes
+from contextlib import suppress
 
 # From malloc.h of glibc.
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
@@ -18,3 +19,9 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):  # not glibc
         return False
     return bool(mallopt(_MMAP_MAX, 0) and mallopt(_TRIM_THRESHOLD, _NEVER))
+
+
+def give_back_freed_memory() -> None:
+    """Give the kernel what is free, for whoever asks the kernel itself."""
+    with suppress(OSError, AttributeError):  # not glibc
+        ctypes.CDLL(None).malloc_trim(0)

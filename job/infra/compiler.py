@@ -1,6 +1,7 @@
 """Whether torch can compile here, found out by compiling, and where it keeps what it compiled."""
 
 import os
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from job.infra.device import Numerics
 
 log = structlog.get_logger(__name__)
 
+_KEPT_IN = "TORCHINDUCTOR_CACHE_DIR"
+
 
 def settle_compiling(numerics: Numerics, runtime: RuntimeConfig, cache: Path) -> Numerics:
     """`numerics`, if what they say about compiling can be done; else without, after one warning.
@@ -23,16 +26,34 @@ def settle_compiling(numerics: Numerics, runtime: RuntimeConfig, cache: Path) ->
     Raises:
         ConfigError: Compiling was asked for by name and cannot be done.
     """
+    if numerics.compile:
+        os.environ.setdefault(_KEPT_IN, str(cache / "compiled"))
+    problem = _unwritable()
     if not numerics.compile:
         return numerics
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "compiled"))
-    problem = _problem(torch.device(numerics.device))
+    problem = problem or _problem(torch.device(numerics.device))
     if problem is None:
         return numerics
     if runtime.compile == "on":
         raise ConfigError(f"runtime.compile='on', but torch cannot compile here: {problem}")
     log.warning("training without compiling, which is slower", reason=problem)
     return replace(numerics, compile=False)
+
+
+def _unwritable() -> str | None:
+    """Why nothing can be kept where torch is told to; None when it can, or is told nothing.
+
+    It is told so no more then: torch loads its compiler for an optimizer too, and that makes the folder.
+    """
+    if (folder := os.environ.get(_KEPT_IN)) is None:
+        return None
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return None
+    except OSError as error:
+        del os.environ[_KEPT_IN]
+        return f"{folder} cannot be written: {error.strerror}"
 
 
 def _problem(device: torch.device) -> str | None:

@@ -218,10 +218,20 @@ def _best_precision(device: str, on_cpu: OnCpu) -> str:
 
 @contextlib.contextmanager
 def memory_errors() -> Iterator[None]:
-    """Turn what torch raises when the host has no memory into a MemoryError."""
+    """Turn what torch raises when there is no memory into a MemoryError."""
     try:
         yield
     except RuntimeError as error:
-        if "can't allocate memory" not in str(error):
+        if (reason := wanting(error)) is None:
             raise
-        raise MemoryError(str(error)) from error
+        raise MemoryError(reason) from error
+
+
+def wanting(error: BaseException) -> str | None:
+    """What an error says was asked for, if it is raised for want of memory."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return str(error)
+    if "can't start new thread" in str(error):
+        return "no room for another thread, in memory or in what the system lets a process start"
+    _, found, reason = str(error).partition("can't allocate memory: ")
+    return reason.splitlines()[0] if found else None

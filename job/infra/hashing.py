@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 
 _STRIDE = 8 << 20  # bytes between two looks whether the work has failed
 _LARGE = 32 << 20  # bytes from which a thread is worth its start, and the memory that this needs
@@ -22,9 +23,12 @@ def hashed(content: Sequence[bytes | memoryview]) -> Iterator[Callable[[], str]]
         yield lambda: _hash(content, failed)
         return
     with ThreadPoolExecutor(1, "sha256") as pool:
-        hashing = pool.submit(_hash, content, failed)
         try:
-            yield hashing.result
+            digest = pool.submit(_hash, content, failed).result
+        except RuntimeError:  # no room for a thread's stack, or too many of them
+            digest = partial(_hash, content, failed)
+        try:
+            yield digest
         except BaseException:
             failed.set()
             raise

@@ -14,7 +14,7 @@ from job.infra.device import Numerics
 from job.infra.ranks import ALONE, Ranks
 from job.model.gpt import GPT, evaluating
 
-_LOGIT_BYTES = 256 << 20  # of one forward pass
+_PASS_BYTES = 256 << 20  # of one forward pass: its logits, or a feed-forward before and after its activation
 _NOT_SCORED = -100  # no token
 
 
@@ -76,7 +76,7 @@ class Evaluator:
         sets: The windows of each split.
         numerics: Precision of the forward pass.
         device: Where the model is.
-        rows_at_least: Windows per forward pass; more are taken where logits are small.
+        rows_at_least: Windows per forward pass; more are taken where each takes little.
         advance: Called after each pass with the windows that all ranks have done, as often on every rank; may raise
             to stop.
         ranks: Who share the windows among them.
@@ -103,7 +103,7 @@ class Evaluator:
         chosen = self.sets[split]
         T = chosen.window
         rank, world_size = self._ranks.place.rank, self._ranks.place.world_size
-        rows = max(self._rows_at_least, _LOGIT_BYTES // (4 * T * model.vocab_size))
+        rows = max(self._rows_at_least, _PASS_BYTES // (4 * T * max(model.vocab_size, 8 * model.config.n_embd)))
         rows = min(rows, math.ceil(len(chosen.starts) / world_size))
         total = 0.0
         with evaluating(model), torch.inference_mode():

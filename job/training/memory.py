@@ -1,4 +1,4 @@
-"""How much memory a training step needs, and which setting would fit when it was too much.
+"""How much memory a training step needs.
 
 What autograd keeps for the backward pass is counted on models of one and of two blocks that read one and two sequences:
 it grows by the same with each block and each sequence.
@@ -7,7 +7,6 @@ it grows by the same with each block and each sequence.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +16,6 @@ from job.config import Config, ModelConfig
 from job.infra.device import Numerics
 from job.model.gpt import GPT, unfilled
 from job.model.loss import head_bytes
-from job.training.learner import Learner
 
 _FLOAT = 4  # bytes; parameters, gradients and moments are fp32
 _SLACK = 0.3  # of what comes and goes: taken for a moment, or kept by the C library; 4 to 54 % on eight shapes
@@ -146,52 +144,3 @@ def _counted(model: GPT) -> Iterator[dict[int, int]]:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         yield kept
-
-
-@contextmanager
-def memory_explained(learner: Learner, config: Config) -> Iterator[None]:
-    """Add to an error for want of memory what there is, and the nearest setting that fits.
-
-    Raises:
-        MemoryError: Device or host had no room inside the block.
-    """
-    try:
-        yield
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise MemoryError(f"{error}; {_advice_for(learner, config)}") from error
-    except RuntimeError as error:
-        if "can't allocate memory" not in str(error):
-            raise
-        reason = str(error).partition("can't allocate memory: ")[2].splitlines()[0]
-        raise MemoryError(f"{reason} {_advice_for(learner, config)}") from error
-
-
-def _advice_for(learner: Learner, config: Config) -> str:
-    total, free = _memory(learner.device)
-    counted_on = replace(learner.numerics, device="cpu", compile=False)
-    need = estimate(config, learner.model.vocab_size, counted_on, torch.device("cpu"))
-    return advice(need, config, total, free)
-
-
-def advice(need: Memory, config: Config, total: int, free: int) -> str:
-    """What was to be had, and what to set so that it fits."""
-    count, now = need.sequences_within(total), need.sequences
-    there = f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB are free; "
-    asked = f"{now} sequences at once take about {need.step / 2**30:.1f} GiB"
-    if count == 0:
-        return (
-            f"{there}{asked}, and one alone {need.with_sequences(1) / 2**30:.1f}: take a smaller "
-            "model.context_length or model.n_layer, or several GPUs with runtime.parallel=fsdp"
-        )
-    fitting = min(count, max(1, now // 2))
-    return f"{there}{asked}: start again with --set training.micro_batch_size={fitting}"
-
-
-def _memory(device: torch.device) -> tuple[int, int]:
-    """Bytes of the device, or of this machine as the kernel tells them: in all, and free."""
-    if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        return total, free
-    told = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-    total, free = (int(told[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
-    return total, free

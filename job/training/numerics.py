@@ -1,7 +1,6 @@
 """What a run computes with: settled once for its config, its machines and what it computed with before."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from job.config import Config
@@ -13,6 +12,7 @@ from job.infra.device import Numerics, OnCpu, choose_numerics
 from job.infra.place import Place
 from job.infra.ranks import ALONE, Ranks
 from job.model.projection import has_bf16_products
+from job.training.agreement import agree
 
 _WIDE_ENOUGH = 128  # channels; measured from there on: at 128 a step takes 0.75 of fp32's time, at 768 half
 
@@ -31,15 +31,7 @@ def settle_numerics(config: Config, stored: Mapping[str, Any] | None, ranks: Ran
     numerics = own_numerics(config, stored, ranks.place)
     if numerics.device == "cpu":
         keep_freed_memory()
-    if ranks.place.world_size == 1:
-        return numerics
-    found = ranks.gather({"precision": numerics.precision, "compile": numerics.compile})
-    alike = len({each["precision"] for each in found}) == 1
-    return replace(
-        numerics,
-        precision=numerics.precision if alike else "fp32",
-        compile=all(each["compile"] for each in found),
-    )
+    return numerics if ranks.place.world_size == 1 else agree(numerics, ranks)
 
 
 def own_numerics(config: Config, stored: Mapping[str, Any] | None, place: Place) -> Numerics:

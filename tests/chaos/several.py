@@ -4,7 +4,7 @@ import json
 import os
 import socket
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from threading import Timer
@@ -14,16 +14,24 @@ from tests.chaos.harness import Plan, ended, launch
 from tests.integration.command import Ending, World, assignments
 
 
-def train(world: World, plans: Sequence[Plan], *settings: str, patience: float | None = None) -> list[Ending]:
+def train(
+    world: World,
+    plans: Sequence[Plan],
+    *settings: str,
+    patience: float | None = None,
+    before: Mapping[int, Callable[[], None]] | None = None,
+) -> list[Ending]:
     """Run `train` in this world as many times as there are plans, each a rank; how they ended.
 
     Args:
         patience: Seconds after which those that have not ended by then are killed.
+        before: By rank, what is called in its process before the command.
     """
+    before = before or {}
     port, words = free_port(), ["train", "--config", "run.toml", *assignments(*settings)]
     notes = [Path(tempfile.mkdtemp(prefix="ended-", dir=world.folder)) for _ in plans]
     processes = [
-        launch(_command, plan, world.folder, note, words, partial(become, rank, len(plans), port))
+        launch(_command, plan, world.folder, note, words, partial(become, rank, len(plans), port, before.get(rank)))
         for rank, (plan, note) in enumerate(zip(plans, notes, strict=True))
     ]
     if patience is not None:
@@ -38,11 +46,13 @@ def train(world: World, plans: Sequence[Plan], *settings: str, patience: float |
     return [ending(code, note) for code, note in zip(codes, notes, strict=True)]
 
 
-def become(rank: int, world_size: int, port: int) -> None:
+def become(rank: int, world_size: int, port: int, before: Callable[[], None] | None = None) -> None:
     """Be this rank of so many."""
     place = {"RANK": rank, "WORLD_SIZE": world_size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": world_size}
     os.environ.update({name: str(value) for name, value in place.items()})
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    if before:
+        before()
 
 
 def ending(code: int, notes: Path) -> Ending:

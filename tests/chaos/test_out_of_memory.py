@@ -8,6 +8,7 @@ import ctypes
 import json
 import multiprocessing
 import os
+import re
 import resource
 import shutil
 import signal
@@ -25,6 +26,16 @@ from tests.integration.command import ROOT, World, assignments
 LARGE = ("model.n_embd=256", "training.max_steps=12", "training.eval_batches=32", "checkpoint.every=4")
 BROAD = ("training.batch_size=64", "training.micro_batch_size=64", "training.max_steps=6")
 M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8  # of malloc.h: what is larger is given back to the kernel; arenas of threads
+WIDE = ("model.n_embd=256", "model.n_layer=6", "training.batch_size=64", "training.micro_batch_size=64")
+# No more address space than what the imports have taken and so many MiB; arenas of threads would take 64 of them each.
+ROOM = 300
+CRAMPED = (
+    "-c",
+    "import resource, job.cli, job.pretrain, torch._dynamo\n"
+    "from pathlib import Path\n"
+    f"limit = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize() + ({ROOM} << 20)\n"
+    "resource.setrlimit(resource.RLIMIT_AS, (limit, limit)); job.cli.main(prog_name='gpt-job')",
+)
 OUT_OF_MEMORY = 1
 PATIENCE = 30.0  # seconds within which a process has to end
 
@@ -139,6 +150,30 @@ def test_no_memory_while_training_ends_the_process(unbroken, tmp_path, where):
     assert ending.log[-1]["reason"].startswith("out of memory: ")
     assert train(world, *LARGE).code == 0
     assert outcome(f"{world.run}", world.folder / "files") == unbroken
+
+
+def test_what_is_advised_fits(tmp_path):
+    """No room for a step: told with what was asked, what there is, and a setting that fits, at most with a second."""
+    world, words = World.create(tmp_path), assignments(*WIDE, "training.max_steps=2", "training.eval_batches=1")
+    tried = [64]
+    while (ending := world.gpt_job("train", *words, launcher=CRAMPED, MALLOC_ARENA_MAX="1")).code:
+        said = re.fullmatch(
+            r"out of memory: (?:you tried to allocate \d+ bytes|no room for another thread).*; (\d+) MiB of (\d+) MiB "
+            r"are free; (\d+) sequences at once take about (\d+) MiB: start again with --set "
+            r"training\.micro_batch_size=(\d+)",
+            ending.reason,
+        )
+        assert said, ending.reason
+        free, total, now, asked, fitting = map(int, said.groups())
+        assert ending.codes == {OUT_OF_MEMORY}
+        assert free < total <= ROOM
+        assert (now, fitting < now) == (tried[-1], True)
+        assert asked > total or len(tried) > 1
+        tried.append(fitting)
+        words += ["--set", f"training.micro_batch_size={fitting}"]
+
+    assert 2 <= len(tried) <= 3
+    assert ending.summary["step"] == 2
 
 
 @pytest.mark.parametrize("where", [in_loading_the_model, in_loading_the_optimizer], ids=lambda where: where.__name__)

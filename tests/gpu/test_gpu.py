@@ -15,8 +15,8 @@ from job.infra.device import choose_numerics
 from job.model import loss
 from job.model.gpt import GPT
 from job.training.learner import build_learner
-from job.training.memory import memory_explained
 from job.training.randomness import seed_torch
+from job.training.room import Room
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU that torch can use"),
@@ -131,7 +131,7 @@ def test_the_same_seed_is_the_same_run():
 
 def test_out_of_memory_says_what_would_fit():
     """Torch's words about what was asked and free, and a setting."""
-    learner = learner_with("runtime.compile=off")
     config = load_config(overrides=["run_uri=unset"]).config
-    with pytest.raises(MemoryError, match=r"Tried to allocate .*micro_batch_size"), memory_explained(learner, config):
+    room = Room(config, learner_with("runtime.compile=off").numerics, 257)
+    with pytest.raises(MemoryError, match=r"Tried to allocate .*micro_batch_size"), room.explained():
         torch.empty(1 << 50, device="cuda")

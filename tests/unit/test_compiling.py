@@ -71,6 +71,44 @@ def test_without_a_compiler_on_is_an_error(no_compiler, tmp_path):
         settle_compiling(numerics(), RuntimeConfig(compile="on"), tmp_path)
 
 
+@pytest.fixture
+def nowhere(monkeypatch, tmp_path):
+    """Where nothing can be kept: below a file."""
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "file/compiled"))
+    return tmp_path / "file/compiled"
+
+
+def test_a_cache_that_cannot_be_written_leaves_auto_without(nowhere, tmp_path):
+    """One warning names the folder and the reason."""
+    with structlog.testing.capture_logs() as logs:
+        settled = settle_compiling(numerics(), RuntimeConfig(), tmp_path)
+
+    assert not settled.compile
+    assert [(line["log_level"], line["reason"]) for line in logs] == [
+        ("warning", f"{nowhere} cannot be written: Not a directory")
+    ]
+
+
+def test_a_cache_that_cannot_be_written_is_an_error_for_on(nowhere, tmp_path):
+    """Who asks for compiling by name is told the folder and the reason."""
+    with pytest.raises(ConfigError, match=f"cannot compile here: {nowhere} cannot be written: Not a directory"):
+        settle_compiling(numerics(), RuntimeConfig(compile="on"), tmp_path)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_without_a_cache_there_are_optimizers(compiled, nowhere, tmp_path):
+    """Torch loads its compiler for one, which makes the folder: told of one that cannot be, it trains all the same."""
+    code = (
+        "import sys, torch; from pathlib import Path; from job.config import RuntimeConfig\n"
+        "from job.infra.compiler import settle_compiling; from job.infra.device import Numerics\n"
+        f"n = Numerics(device='cpu', precision='fp32', compile={compiled}, deterministic=False, threads=1)\n"
+        "settle_compiling(n, RuntimeConfig(), Path(sys.argv[1]))\n"
+        "torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))], fused=True)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+
+
 def test_what_was_run_before_does_not_decide_what_is_compiled():
     """Each size of a pass is compiled by itself and an evaluation not at all: a resume gets the code of before."""
     found = []

@@ -35,6 +35,14 @@ def test_every_difference_is_named_with_both_values():
     )
 
 
+@pytest.mark.parametrize(("before", "now"), [("adamw", "muon"), ("muon", "adamw")])
+def test_another_optimizer_is_another_run(before, now):
+    """Muon's momenta are none of AdamW's moments, nor the reverse: neither goes on with what the other has stored."""
+    stored, asked = (run_identity(config(f"optimizer.name={name}"), "c" * 64, "t" * 64) for name in (before, now))
+    with pytest.raises(ConfigError, match=f"optimizer.name is '{before}' in the run, '{now}' here"):
+        require_same(stored, asked, "runs/a", "runs/b")
+
+
 @pytest.mark.parametrize(
     ("setting", "marked"),
     [

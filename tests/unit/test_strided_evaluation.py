@@ -61,7 +61,7 @@ def text(tmp_path):
 def test_strided_loss(text, stride, monkeypatch):
     """The loss is the mean of -log p over all tokens but the first, each after what its window holds before it."""
     split, model, numbers = text
-    monkeypatch.setattr("job.training.evaluation._LOGIT_BYTES", 3 * 4 * T * V)
+    monkeypatch.setattr("job.training.evaluation._PASS_BYTES", 3 * 4 * T * 8 * 8)
     costs = []
     for target in range(1, 30):
         end = max(T, T + -(-(target - T) // stride) * stride)  # of the window that scores it

@@ -401,7 +401,7 @@ def test_the_loss_of_a_split(measured):
 def test_the_loss_does_not_depend_on_passes(measured, monkeypatch):
     """Three windows at a time, the last pass smaller, and all at once cost the same."""
     chosen, model, expected = measured
-    monkeypatch.setattr(evaluation, "_LOGIT_BYTES", 0)
+    monkeypatch.setattr(evaluation, "_PASS_BYTES", 0)
     passes = []
     found = evaluator(chosen, rows_at_least=3, advance=lambda *_: passes.append(3)).measure(model, "train")
 
