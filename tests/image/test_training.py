@@ -118,7 +118,7 @@ def test_gpt2s_tokenizer_and_the_book_need_no_network(engine, image):
     container = engine.run(image, "prepare", "--preset", "verdict", "--json", flags=flags)
 
     assert container.wait() == 0
-    assert container.logs()[-1]["train"]["tokens"] > 4000
+    assert container.logs()[-1]["splits"]["train"]["tokens"] > 4000
 
 
 def test_a_run_can_be_watched_from_outside(engine, image):
