@@ -6,6 +6,7 @@ The state is torch's own, entry by entry, and so are the bits; a tiny model's st
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from operator import is_
 from typing import Any
 
 import torch
@@ -84,10 +85,12 @@ class HostAdamW(AdamW):
 
     def _is_ready(self, groups: list[list[Tensor]]) -> bool:
         """Whether these are the parameters of the step before, and their state has not been put in place anew."""
-        parameters = [p for group in groups for p in group]
-        known = [(p, state) for ready in self._ready for p, state in zip(ready.parameters, ready.states, strict=True)]
-        return len(parameters) == len(known) and all(
-            p is before and self.state.get(p) is state for p, (before, state) in zip(parameters, known, strict=True)
+        groups = [group for group in groups if group]
+        return len(groups) == len(self._ready) and all(
+            len(group) == len(ready.parameters)
+            and all(map(is_, group, ready.parameters))
+            and all(map(is_, map(self.state.get, group), ready.states))
+            for group, ready in zip(groups, self._ready, strict=True)
         )
 
     def _made_ready(self, parameters: list[Tensor]) -> _Ready:
