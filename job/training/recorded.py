@@ -14,6 +14,7 @@ from job.model.gpt import GPT
 from job.training.recording import NotRepeatableError, Recording, Replay
 
 log = structlog.get_logger(__name__)
+_VIEWS = torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView)
 
 
 class RecordedPasses:
@@ -85,7 +86,8 @@ class RecordedPasses:
 
 
 def _replayed(replay: Replay, inputs: Tensor, targets: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    with torch._C._AutoDispatchBelowAutograd():  # as no_grad, and no operation asks about it
+    # As no_grad, but that no operation asks about it, nor notes what is a view of what: a sixth of a pass.
+    with torch._C._AutoDispatchBelowAutograd(), torch._C._ExcludeDispatchKeyGuard(_VIEWS):
         return replay(inputs, targets, *parameters)
 
 
