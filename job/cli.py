@@ -35,6 +35,7 @@ from job.cli_serve_test import serve_test
 from job.cli_weights import weights as weights_group
 from job.errors import Interrupted, JobError
 from job.infra.endings import write_termination
+from job.infra.garbage import leave_garbage_at_exit, only_importing
 from job.infra.logs import LogFormat, configure_logging
 from job.infra.place import ALONE, Crew, Place, crew_of, place_of
 from job.infra.signals import StopSignal
@@ -117,6 +118,7 @@ def main(ctx: click.Context, log_format: LogFormat, verbose: bool) -> None:
     gpt-job generate --prompt "The "       what it learned
     """
     configure_logging(log_format, "debug" if verbose else "info")
+    leave_garbage_at_exit()
     ctx.obj = Session(log_format)
 
 
@@ -157,9 +159,10 @@ def train(
         stop = StopSignal(resolved.config.runtime.grace_seconds).install()
         stop.on_request = partial(_asked_to_stop, status)
         stop.on_leave = partial(_left_in_haste, session)
-        from job.infra.progress import open_progress  # noqa: PLC0415 - rich is for those who train
-        from job.infra.together import join  # noqa: PLC0415 - torch loads only now
-        from job.pretrain import pretrain  # noqa: PLC0415
+        with only_importing():
+            from job.infra.progress import open_progress  # noqa: PLC0415 - rich is for those who train
+            from job.infra.together import join  # noqa: PLC0415 - torch loads only now
+            from job.pretrain import pretrain  # noqa: PLC0415
 
         progress = open_progress(session.log_format if place.rank == 0 else "json")
         options = {"restart_from_scratch": restart_from_scratch, "single_writer_unsafe": single_writer_unsafe}

@@ -4,6 +4,7 @@ import hashlib
 import signal
 import threading
 from collections.abc import Generator, Sequence
+from itertools import count
 from sys import maxsize
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from job.data.shards import TokenSplit
 from job.errors import JobError
 
 BLOCK = 1024  # samples whose starts are computed together
+_TOKENS = 1 << 16  # of a block, up to which its windows are read together too: a call costs more than they do
 
 
 class Batch(NamedTuple):
@@ -58,6 +60,7 @@ class StepDataset(Dataset[Batch]):
         self._steps = max(1, BLOCK // batch_size)  # of a block
         self._block = -1
         self._starts: NDArray[np.int64] = np.empty((0, batch_size), np.int64)  # of the block's steps
+        self._windows: tuple[Tensor, Tensor] | None = None  # of all of them, where they are few
 
     def __getitem__(self, step: int) -> Batch:
         block, row = divmod(step, self._steps)
@@ -65,12 +68,22 @@ class StepDataset(Dataset[Batch]):
             steps = range(block * self._steps, (block + 1) * self._steps)
             samples = sample_numbers(steps, self._batch_size, self._offsets)
             self._starts = self._order.starts(samples.ravel()).reshape(samples.shape)
+            few = samples.size * self._order.context_length <= _TOKENS
+            self._windows = self._read(self._starts[:, self._rows]) if few else None
             self._block = block
         starts = self._starts[row]
-        tokens = self._split.windows(starts[self._rows], self._order.context_length + 1)
-        inputs, targets = np.ascontiguousarray(tokens[:, :-1]), np.ascontiguousarray(tokens[:, 1:])
         digest = hashlib.sha256(starts.astype("<i8", copy=False).tobytes()).digest()
-        return Batch(torch.from_numpy(inputs), torch.from_numpy(targets), digest)
+        if self._windows is None:
+            return Batch(*self._read(starts[self._rows]), digest)
+        inputs, targets = self._windows
+        return Batch(inputs[row], targets[row], digest)
+
+    def _read(self, starts: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """Starts of any shape -> inputs and targets, of that shape and T."""
+        length = self._order.context_length + 1
+        tokens = self._split.windows(starts.ravel(), length).reshape(*starts.shape, length)
+        inputs, targets = np.ascontiguousarray(tokens[..., :-1]), np.ascontiguousarray(tokens[..., 1:])
+        return torch.from_numpy(inputs), torch.from_numpy(targets)
 
 
 class BatchLoader:
@@ -90,6 +103,8 @@ class BatchLoader:
         Raises, while it is read:
             JobError: A worker died.
         """
+        if not self._workers and not self._pin_memory:  # what a loader does then costs more than a small batch
+            yield from map(self._dataset.__getitem__, count(step))
         before = signal.getsignal(signal.SIGCHLD)
         loader = DataLoader(
             self._dataset,

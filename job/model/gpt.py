@@ -43,7 +43,7 @@ class Attention(nn.Module):
         """(B, T, C) -> (B, T, C); position t sees positions 0..t."""
         B, T, _ = x.shape
         qkv = self.c_attn(x).view(B, T, 3, self.n_head, self.head_size)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind()  # each (B, H, T, D)
+        q, k, v = (x.transpose(1, 2) for x in qkv.unbind(2))  # each (B, H, T, D)
         heads = attend(q, k, v, self.dropout if self.training else 0.0, self.scale)
         y: Tensor = self.c_proj(heads.transpose(1, 2).reshape(B, T, self.n_head * self.head_size))
         return y

@@ -5,15 +5,17 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.nn.utils import clip_grads_with_norm_
 
 from job.config import Config
 from job.data.loader import Batch
 from job.infra.device import Numerics, apply_numerics
 from job.infra.ranks import ALONE, Ranks
 from job.model.gpt import GPT, unfilled
+from job.training.numerics import may_replay
 from job.training.optimizer import build_optimizer
 from job.training.parallel import Parallel, Whole
+from job.training.recorded import RecordedPasses
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,7 @@ class Learner:
     numerics: Numerics
     device: torch.device
     parallel: Parallel
+    recorded: RecordedPasses | None = None  # where passes may be replayed
 
     def backward(self, batch: Batch, rows_per_pass: int, advance: Callable[[], None] = lambda: None) -> Tensor:
         """Gradients of the mean loss of the whole batch, however it is cut; returns that loss, nats per token.
@@ -35,18 +38,23 @@ class Learner:
             rows_per_pass: Sequences of one forward pass.
             advance: Called after each pass.
         """
-        total = torch.zeros((), device=self.device)
+        shares = []
         for rows, weight, last in self.parallel.passes(len(batch.inputs), rows_per_pass):
             inputs = batch.inputs[rows].to(self.device, non_blocking=True)
             targets = batch.targets[rows].to(self.device, non_blocking=True)
-            with self.parallel.syncing(last):
-                with self.numerics.autocast():
-                    loss = self.parallel.forward(inputs, targets)
-                share = loss * weight
-                torch.autograd.backward(self.scaler.scale(share))
-            total += share.detach()
+            share = self.recorded.run(inputs, targets, weight) if self.recorded else None
+            shares.append(self._pass(inputs, targets, weight, last) if share is None else share)
             advance()
-        return self.parallel.total(total)
+        return self.parallel.total(sum(shares[1:], shares[0]))
+
+    def _pass(self, inputs: Tensor, targets: Tensor, weight: float, last: bool) -> Tensor:
+        """`weight` times the mean loss of these sequences, its gradients added to the parameters'."""
+        with self.parallel.syncing(last):
+            with self.numerics.autocast():
+                loss = self.parallel.forward(inputs, targets)
+            share = loss * weight
+            torch.autograd.backward(self.scaler.scale(share))
+        return share.detach()
 
     def update(self, loss: Tensor, learning_rate: float, clip_norm: float | None) -> Tensor:
         """Clip and step, unless loss or gradients are not finite; returns the gradients' norm before clipping."""
@@ -58,17 +66,25 @@ class Learner:
         if self.scaler.is_enabled():
             gradients[0] += 0 * loss  # the scaler looks at gradients only: not finite times 0 is no number
             self.scaler.unscale_(self.optimizer)
-        norm = get_total_norm(gradients)
+        norm = total_norm(gradients)
         if clip_norm is not None:
             clip_grads_with_norm_(parameters, clip_norm, norm)
         norm = self.parallel.number(norm)
         if not self.scaler.is_enabled():
-            # The fused update looks at this on the device, so that no step waits for an answer.
-            self.optimizer.found_inf = (~torch.isfinite(norm + loss)).float()  # type: ignore[attr-defined]
+            # The fused update looks at this on the device, so that no step waits for an answer. Only what is not finite
+            # times 0 is no number.
+            self.optimizer.found_inf = torch.isnan(0 * (norm + loss)).float()  # type: ignore[attr-defined]
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        for parameter in parameters:
+            parameter.grad = None
         return norm
+
+
+def total_norm(gradients: list[Tensor]) -> Tensor:
+    """torch's `get_total_norm` of gradients that are all of one type on one device, without asking each about that."""
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    return norm
 
 
 def build_learner(
@@ -85,7 +101,8 @@ def build_learner(
 
         parallel = spread(model, config, numerics, ranks, device)
     optimizer = build_optimizer(model, config.optimizer)
-    return Learner(model, optimizer, _fresh_scaler(numerics, device), numerics, device, parallel)
+    recorded = RecordedPasses(model) if may_replay(config, numerics) else None
+    return Learner(model, optimizer, _fresh_scaler(numerics, device), numerics, device, parallel, recorded)
 
 
 def _fresh_scaler(numerics: Numerics, device: torch.device) -> torch.amp.GradScaler:

@@ -24,37 +24,35 @@ class StepResult:
 
 
 class StepLedger:
-    """A ring of step results on the device, folded into the chain of steps when read.
+    """Step results that stay on the device, folded into the chain of steps when read.
 
     Args:
-        device: Where losses are computed.
         capacity: Steps that fit before they have to be read.
         chain: The chain so far, in hex.
         step: Steps taken so far.
     """
 
-    def __init__(self, device: torch.device, capacity: int, chain: str = GENESIS, step: int = 0) -> None:
+    def __init__(self, capacity: int, chain: str = GENESIS, step: int = 0) -> None:
         self.chain = chain
         self._step = step
-        self._ring = torch.zeros(capacity, 2, device=device)
+        self._capacity = capacity
         self._samples: list[bytes] = []
+        self._numbers: list[Tensor] = []  # loss and norm of each
 
     @property
     def full(self) -> bool:
         """Whether the next step does not fit."""
-        return len(self._samples) == len(self._ring)
+        return len(self._samples) == self._capacity
 
     def add(self, samples: bytes, loss: Tensor, gradient_norm: Tensor) -> None:
         """Keep the result of the next step; `samples` is the hash of its batch's sample numbers."""
-        row = self._ring[len(self._samples)]
-        row[0] = loss
-        row[1] = gradient_norm
         self._samples.append(samples)
+        self._numbers += loss, gradient_norm
 
     def fold(self) -> list[StepResult]:
         """Each step since the last fold, in order; the chain has them in."""
-        values = self._ring[: len(self._samples)].tolist()
-        samples, self._samples = self._samples, []
+        values = torch.stack(self._numbers).view(-1, 2).tolist() if self._numbers else []
+        samples, self._samples, self._numbers = self._samples, [], []
         results = []
         for digest, (loss, norm) in zip(samples, values, strict=True):
             self._step += 1

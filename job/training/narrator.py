@@ -139,7 +139,10 @@ class Narrator:
         if self._timetable.end:
             metrics.progress.set(result.step / self._timetable.end)
             left = (self._timetable.end - result.step) * self._tokens_per_step
-            metrics.eta_seconds.set(left / max(1e-9, tokens_per_second))
+            seconds_left = left / max(1e-9, tokens_per_second)
+            metrics.eta_seconds.set(seconds_left)
+            if self.reporter:
+                self.reporter.make_ready(seconds_left)
         if gpu := self.metrics.gpu_memory():
             self._facts["gpu"] = f"{short(gpu)}B"
         self.progress.update(result.step, loss=result.loss, tokens_per_second=tokens_per_second, more=self._facts)

@@ -48,9 +48,18 @@ def best_on_cpu(config: Config) -> OnCpu:
     bf16 products with fp32 weights where the processor multiplies in bf16 and the model is wide. One thread where a
     pass is so small that others would only be waited for: torch cuts nothing into parts of less than 32,768 numbers.
     """
-    model = config.model
-    numbers = config.training.rows_per_pass * model.context_length * model.n_embd
     return OnCpu(
-        precision="bf16" if model.n_embd >= _WIDE_ENOUGH and has_bf16_products() else "fp32",
-        threads=1 if numbers < _WORTH_SHARING else None,
+        precision="bf16" if config.model.n_embd >= _WIDE_ENOUGH and has_bf16_products() else "fp32",
+        threads=1 if _numbers(config) < _WORTH_SHARING else None,
     )
+
+
+def may_replay(config: Config, numerics: Numerics) -> bool:
+    """Whether passes are so small that calling costs more than computing, and are plain enough to be recorded."""
+    plain = numerics.device == "cpu" and numerics.precision == "fp32" and not numerics.compile
+    return plain and numerics.world_size == 1 and _numbers(config) < _WORTH_SHARING
+
+
+def _numbers(config: Config) -> int:
+    """Of one activation of a pass."""
+    return config.training.rows_per_pass * config.model.context_length * config.model.n_embd

@@ -2,10 +2,12 @@
 
 from typing import Any
 
+from torch.nn import Parameter
 from torch.optim import AdamW, Optimizer
 
 from job.config import OptimizerConfig
 from job.model.gpt import GPT
+from job.training.adamw import HostAdamW
 from job.training.muon import MuonWithAdamW
 
 
@@ -27,6 +29,7 @@ def build_optimizer(model: GPT, config: OptimizerConfig) -> Optimizer:
     groups = [group for group in groups if group["params"]]
     adamw: dict[str, Any] = {"lr": config.learning_rate, "betas": (config.beta1, config.beta2), "eps": config.epsilon}
     if config.name == "adamw":
-        return AdamW(groups, fused=True, **adamw)
+        whole_here = all(type(p) is Parameter and p.device.type == "cpu" for p in parameters)
+        return HostAdamW(groups, **adamw) if whole_here else AdamW(groups, fused=True, **adamw)
     muon = {"lr": config.learning_rate, "weight_decay": config.weight_decay, "momentum": config.momentum}
     return MuonWithAdamW(matrices, groups, muon, adamw)

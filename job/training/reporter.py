@@ -14,6 +14,7 @@ import structlog
 FIRST = 60.0  # seconds from the start to the first drawing: short runs are drawn at their end
 SHARE = 100.0  # times as long as a drawing took is waited before the next: it takes a hundredth of the time at most
 LONGEST = 120.0  # seconds that a drawing may take
+SOON = 5.0  # seconds before the end in which who draws it makes ready: that takes a second on another core
 
 log = structlog.get_logger(__name__)
 
@@ -38,16 +39,23 @@ class Reporter:
         self._due = clock() + FIRST
         self._began = 0.0
         self._process: subprocess.Popen[bytes] | None = None
+        self._waits = False  # for the word to draw
         self._warned = False
 
     def begin(self) -> None:
         """Begin to draw, if it is time."""
         if self._enabled and self._process is None and self._clock() >= self._due:
             self._start()
+            self._say_when()
+
+    def make_ready(self, seconds_left: float) -> None:
+        """If the end is that near, start who will draw it: most of a small report's time is spent on imports."""
+        if self._enabled and self._process is None and seconds_left < SOON:
+            self._start()
 
     def poll(self) -> dict[str, bytes]:
         """What has been drawn since the last time, by key; mostly nothing. Costs next to nothing."""
-        if self._process is None:
+        if self._process is None or self._waits:
             return {}
         if self._process.poll() is None and self._clock() - self._began < LONGEST:
             return {}
@@ -55,10 +63,13 @@ class Reporter:
 
     def draw(self, seconds: float) -> dict[str, bytes]:
         """The report as of now, by key, if it can be drawn within `seconds`."""
-        self.close()
+        if not self._waits or seconds <= 0:
+            self.close()
         if not self._enabled or seconds <= 0:
             return {}
-        self._start()
+        if self._process is None:
+            self._start()
+        self._say_when()
         if self._process is not None:
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(min(seconds, LONGEST))
@@ -69,22 +80,30 @@ class Reporter:
         if self._process is not None:
             self._process.kill()
             self._process.communicate()
-            self._process = None
+            self._process, self._waits = None, False
+
+    def _say_when(self) -> None:
+        """Let the process that waits draw."""
+        self._began, self._waits = self._clock(), False
+        if self._process is not None and self._process.stdin is not None:
+            with suppress(OSError):  # it has ended, and has said why
+                self._process.stdin.write(b"draw\n")
+                self._process.stdin.flush()
 
     def _start(self) -> None:
-        self._began = self._clock()
         with suppress(OSError):
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder.mkdir(parents=True)
         try:
             self._process = subprocess.Popen(  # noqa: S603 - ourselves, with our own paths
                 [sys.executable, "-m", "job.report", str(self._events.absolute()), self._uri, str(self._folder)],
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
                 start_new_session=True,  # Ctrl-C is for the training
             )
+            self._waits = True
         except OSError as error:
             self._fail(str(error))
 

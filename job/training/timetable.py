@@ -1,7 +1,7 @@
 """When a run ends and what is due at a step: pure functions of the step."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from job.config import Period, TrainingConfig
 
@@ -32,11 +32,10 @@ class Timetable:
 
     training: TrainingConfig
     windows: int
+    end: int | None = field(init=False)  # step at which the run is complete
 
-    @property
-    def end(self) -> int | None:
-        """Step at which the run is complete."""
-        return total_steps(self.training, self.windows)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "end", total_steps(self.training, self.windows))
 
     def finished(self, step: int, seconds: float) -> bool:
         """Whether nothing is left to do after `step` steps and `seconds` of training."""

@@ -79,7 +79,7 @@ class Trainer:
         self.state = state
         pin_memory = self.learner.device.type == "cuda"
         self.batches = self.text.batches(self.config, state.step, state.data_offsets, pin_memory, self.ranks.place)
-        self.ledger = StepLedger(self.learner.device, self.config.observe.log_every, state.chain, state.step)
+        self.ledger = StepLedger(self.config.observe.log_every, state.chain, state.step)
 
     def run(self) -> None:
         """Train to the end; returns at once when nothing is left.

@@ -44,6 +44,28 @@ def test_a_stop_and_a_kill(settings, train):
     assert train("cut", settings, CUT) == train("whole", settings, [Plan()])
 
 
+def without_replays():
+    """In the child: make every pass by modules and autograd."""
+    from job.training import learner
+
+    learner.may_replay = lambda *_: False
+
+
+@pytest.mark.parametrize("replays", [(True, False), (False, True)])
+def test_passes_replayed_or_not(replays, tmp_path):
+    """Whether passes are replayed before a kill or after it makes no difference to a bit."""
+    corpus = write_corpus(tmp_path)
+    settings = ("training.batch_size=5", "model.attention_dropout=0.1", "training.max_steps=20")  # passes of 2, 2 and 1
+    codes = [
+        run(tiny(f"{tmp_path}/cut", corpus, *settings), plan, prepare=None if replayed else without_replays)
+        for plan, replayed in zip((Plan(kill_at=("batch", 13)), Plan()), replays, strict=True)
+    ]
+    run(tiny(f"{tmp_path}/whole", corpus, *settings))
+
+    assert codes == [-9, 0]
+    assert outcome(f"{tmp_path}/cut", tmp_path / "a") == outcome(f"{tmp_path}/whole", tmp_path / "b")
+
+
 @pytest.mark.skipif(not has_bf16_products(), reason="this processor does not multiply in bf16")
 def test_auto_means_bf16_here(tmp_path):
     """The widest of the runs above is one in bf16, with dropout."""

@@ -13,7 +13,7 @@ SAMPLES = bytes(32)
 
 def ledger_after(results, every):
     """The chain after steps with these losses, folded every so many steps."""
-    ledger = StepLedger(torch.device("cpu"), capacity=8)
+    ledger = StepLedger(capacity=8)
     for number, loss in enumerate(results, start=1):
         ledger.add(SAMPLES, torch.tensor(loss), torch.tensor(1.0))
         if number % every == 0:
@@ -53,7 +53,7 @@ def test_losses_that_are_no_numbers_are_equal():
 
 def test_a_step_that_is_not_finite_is_told():
     """The ledger says which steps had no update."""
-    ledger = StepLedger(torch.device("cpu"), capacity=4)
+    ledger = StepLedger(capacity=4)
     for loss, norm in [(1.0, 1.0), (math.nan, 1.0), (1.0, math.inf)]:
         ledger.add(SAMPLES, torch.tensor(loss), torch.tensor(norm))
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from job.data import loader
 from job.data.gpt2_files import gpt2_tokenizer
 from job.data.loader import BatchLoader, StepDataset
 from job.data.order import DataOffset, Order
@@ -58,6 +59,16 @@ def test_a_step_is_the_windows_of_its_samples(split, kind):
     for step, shift in ((0, 0), (1, 0), (170, 0), (171, 3), (100_000, 3)):
         expected = order.starts(np.arange(step * 6 + shift, step * 6 + shift + 6))
         assert dataset(split, kind, offsets=offsets)[step][0][:, 0].tolist() == expected.tolist()
+
+
+def test_windows_read_together_are_the_same(split, monkeypatch):
+    """Whether the windows of many steps are read at once or step by step, batches are equal on every rank."""
+    for rank in (0, 1):
+        together = [dataset(split, rank=rank, world_size=2)[step] for step in range(3, 400, 7)]
+        with monkeypatch.context() as patch:
+            patch.setattr(loader, "_TOKENS", 0)
+            alone = [dataset(split, rank=rank, world_size=2)[step] for step in range(3, 400, 7)]
+        assert plain(together) == plain(alone)
 
 
 def test_samples_name_the_data(split):

@@ -3,7 +3,7 @@
 import pytest
 import structlog
 
-from job.training.reporter import FIRST, LONGEST, SHARE, Reporter
+from job.training.reporter import FIRST, LONGEST, SHARE, SOON, Reporter
 from tests.unit.report_support import whole
 
 
@@ -89,3 +89,30 @@ def test_what_cannot_be_drawn_ends_no_run(tmp_path):
 def test_without_time_nothing_is_drawn(events, tmp_path):
     """A run whose grace is over does not wait for pictures."""
     assert Reporter(events, "runs/one", tmp_path / "scratch").draw(0.0) == {}
+
+
+def test_who_draws_the_end_is_ready_before_it(events, tmp_path):
+    """Started some seconds before, it waits, draws nothing that is taken for a report, and then what the log has."""
+    reporter = Reporter(events, "runs/one", tmp_path / "scratch")
+    reporter.make_ready(SOON + 1)
+    assert reporter._process is None
+
+    whole_log = events.read_bytes()
+    events.write_bytes(whole_log.splitlines(keepends=True)[0])
+    reporter.make_ready(SOON - 1)
+    ready = reporter._process
+    assert reporter.poll() == {}
+
+    events.write_bytes(whole_log)
+    assert b"complete" in reporter.draw(60)["report/report.html"]
+    assert ready.returncode == 0
+
+
+def test_who_waits_ends_with_the_training(events, tmp_path):
+    """A training that is killed leaves nobody behind who waits for its word."""
+    reporter = Reporter(events, "runs/one", tmp_path / "scratch")
+    reporter.make_ready(0)
+    reporter._process.stdin.close()
+
+    assert reporter._process.wait(60) == 0
+    assert list((tmp_path / "scratch" / "report").iterdir()) == []
