@@ -113,7 +113,9 @@ def test_no_image_floats():
     """Every image that a kustomization names has a version or a digest."""
     images = [
         image
-        for path in K8S.rglob("kustomization.yaml")
+        for part in K8S.iterdir()
+        if not part.name.startswith(".")  # what another test renders comes and goes
+        for path in part.rglob("kustomization.yaml")
         for image in yaml.safe_load(path.read_text()).get("images", ())
     ]
 
