@@ -62,7 +62,7 @@ k8s-apply: ## Give OVERLAY, a folder of k8s/ or of k8s/overlays/, to the cluster
 ##@ Development
 .PHONY: test check format docs chaos mutants bench gpu-test parity clean
 test: $(VENV)/.dev $(VENV)-s3/.installed ## The whole per-commit suite
-	$(VENV)/bin/python -m pytest -m "not slow and not image" -n 2 --dist loadfile
+	$(VENV)/bin/python -m pytest -m "not slow and not image" -n 3 --dist loadfile
 
 check: $(VENV)/.dev ## Style, types, architecture
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy

@@ -170,7 +170,7 @@ def ended(process):
 
 
 def test_tokenizing(corpus, tmp_path):
-    """At least 1.9 times one thread of tiktoken, or all but of what two cores do at best, and 2 times nanoGPT's way.
+    """At least 1.9 times one thread of tiktoken and 2 times nanoGPT's way, or all but what two cores can do at best.
 
     Memory stays under 1 GB.
     """
@@ -207,8 +207,9 @@ def test_tokenizing(corpus, tmp_path):
     assert max(entry["memory"] + 2 * entry["children"] for entry in found["ours"]) < 1000
     if alone["seconds"] > 1.1 * alone["cpu"]:
         pytest.skip("other work shares the cores: one thread waits for one, so the ratios say nothing")
-    assert best["one_thread"] / best["ours"] >= min(1.9, 0.95 * limit)
-    assert best.get("map_of_datasets", np.inf) / best["ours"] >= 2
+    at_the_limit = best["one_thread"] / best["ours"] >= 0.95 * limit
+    assert at_the_limit or best["one_thread"] / best["ours"] >= 1.9
+    assert at_the_limit or best.get("map_of_datasets", np.inf) / best["ours"] >= 2
 
 
 FIRST = """

@@ -144,6 +144,7 @@ def verdict_tokens(tmp_path_factory):
     return {"train": encoding.encode(text[:cut]), "validation": encoding.encode(text[cut:])}
 
 
+@pytest.mark.slow  # for each commit test_verdict_training does, through the job's own evaluation
 @pytest.mark.parametrize(("split", "windows", "loss"), [("train", 18, 10.987583), ("validation", 2, 10.981106)])
 def test_verdict_untrained_loss(verdict, verdict_tokens, split, windows, loss):
     """Untrained, the loss over each whole split is the one the tutorial prints, to 1e-5 nats."""
