@@ -43,8 +43,8 @@ MUTANTS = [
     Mutant(
         "off by one in the data index",
         "job/data/loader.py",
-        "sampler=range(step, maxsize)",
-        "sampler=range(step + (step > 0), maxsize)",
+        "count(step)",
+        "count(step + (step > 0))",
         ("tests/chaos/test_resume.py::test_a_clean_stop_at_every_step[7]",),
     ),
     Mutant(

@@ -203,9 +203,9 @@ class Refusing(MemoryObjectStore):
         if self.calls == self._number:
             raise self._error
 
-    def get(self, key, target):
+    def get(self, key, target, *watching):
         self._count()
-        return super().get(key, target)
+        return super().get(key, target, *watching)
 
     def read(self, key):
         self._count()

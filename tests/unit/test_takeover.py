@@ -20,9 +20,9 @@ class WatchedStore(MemoryObjectStore):
     def before(self, key):
         pass
 
-    def get(self, key, target):
+    def get(self, key, target, *watching):
         self.before(key)
-        return super().get(key, target)
+        return super().get(key, target, *watching)
 
     def keys(self, prefix):
         self.before(prefix)
