@@ -51,7 +51,8 @@ def live(watcher, gateway, folder, port):
     """A run that trains, and has saved twice; its endpoint's text beside it."""
     world = World.create(folder / "live")
     settings = (f"observe.metrics_port={port}", f"observe.pushgateway_url=http://{gateway}")
-    with world.training(*SLOW, *settings, launcher=UNHURRIED) as job:
+    endless = "training.max_steps=100000"  # it must not end before it was looked at
+    with world.training(*SLOW, *settings, endless, launcher=UNHURRIED) as job:
         job.until("checkpoint saved")
         job.until("checkpoint saved")
         text = get(f"http://127.0.0.1:{port}/metrics")[1]
