@@ -113,27 +113,27 @@ def test_last_values_outlive_a_short_run(watcher, gateway, folder):
     """A run shorter than a scrape is there afterwards, with its tokens and how it ended; a failed attempt changes
     only the latter and raises the alert, and the next one takes that back."""
     world = World.create(folder / "short")
-    pushed = f"observe.pushgateway_url=http://{gateway}"
-    last = {"gpt-pretrain.run": 40.0 * 4 * 64}
+    pushed = (f"run_uri={world.folder}/short", f"observe.pushgateway_url=http://{gateway}")
+    last = {"gpt-pretrain.short": 40.0 * 4 * 64}
 
-    assert world.train(pushed).code == 0
-    assert eventually(lambda: watcher.query('pretrain_tokens_total{run="run"}')) == last
-    assert watcher.query('pretrain_ended{run="run"} == 1') == {"gpt-pretrain.run.Complete": 1}
+    assert world.train(*pushed).code == 0
+    assert eventually(lambda: watcher.query('pretrain_tokens_total{run="short"}')) == last
+    assert watcher.query('pretrain_ended{run="short"} == 1') == {"gpt-pretrain.short.Complete": 1}
 
     corpus = world.corpus.rename(folder / "away")
-    assert world.train(pushed, "training.max_steps=60").code == 66
-    failed = {"gpt-pretrain.run.NotFoundError": 1}
-    assert eventually(lambda: watcher.query('pretrain_ended{run="run", code="66"} == 1')) == failed
-    assert watcher.query('pretrain_tokens_total{run="run"}') == last
-    fired = {"gpt-pretrain.run.NotFoundError.PretrainEnded": 1}
+    assert world.train(*pushed, "training.max_steps=60").code == 66
+    failed = {"gpt-pretrain.short.NotFoundError": 1}
+    assert eventually(lambda: watcher.query('pretrain_ended{run="short", code="66"} == 1')) == failed
+    assert watcher.query('pretrain_tokens_total{run="short"}') == last
+    fired = {"gpt-pretrain.short.NotFoundError.PretrainEnded": 1}
     assert eventually(lambda: watcher.query('ALERTS{alertname="PretrainEnded", alertstate="firing"}')) == fired
 
     corpus.rename(world.corpus)
-    with world.training(pushed, "training.max_steps=60") as job:
+    with world.training(*pushed, "training.max_steps=60") as job:
         job.until("run continued")
         kept = get(f"http://{gateway}/metrics")[1]
-        assert re.search(r'^pretrain_ended\{code="66",.*,run="run"\} 0$', kept, re.MULTILINE)
+        assert re.search(r'^pretrain_ended\{code="66",.*,run="short"\} 0$', kept, re.MULTILINE)
         assert job.ending().code == 0
-    assert eventually(lambda: watcher.query('pretrain_step{run="run"} == 60'))
-    assert watcher.query('pretrain_ended{run="run"} == 1') == {"gpt-pretrain.run.Complete": 1}
+    assert eventually(lambda: watcher.query('pretrain_step{run="short"} == 60'))
+    assert watcher.query('pretrain_ended{run="short"} == 1') == {"gpt-pretrain.short.Complete": 1}
     assert eventually(lambda: not watcher.query('ALERTS{alertname="PretrainEnded", alertstate="firing"}'))
