@@ -5,7 +5,7 @@ A figure is small on purpose: it fills a phone at its own size, and a desktop sh
 
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -14,6 +14,7 @@ from job.infra.progress import duration, short
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
 
 WIDTH, HEIGHT = 4.9, 3.3  # inches of 72 CSS pixels
 DPI = 200
@@ -42,6 +43,7 @@ TRAIN, STEPS, BAND, VALIDATION, PUBLISHED, BAD = (
 SERIES = [COLOURS[name][0] for name in ("train", "validation", "green", "pink", "yellow", "violet", "brown")]
 _NAMES = {light: name for name, (light, _) in COLOURS.items()}
 _FONT = 9.5
+_SMALL_FONT = 8.5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,6 +99,21 @@ def explain(axes: "Axes", where: Literal["best", "upper right"] = "best") -> Non
     """A legend, where there is something to tell apart."""
     if axes.get_legend_handles_labels()[1]:
         axes.legend(loc=where, frameon=False, fontsize=_FONT, labelcolor=INK, handlelength=1.4)
+
+
+def explain_above(axes: "Axes", handles: Sequence["Patch"] | None = None) -> None:
+    """The same above the axes, in a row; of these patches, where they are given."""
+    axes.legend(
+        handles=handles,
+        loc="lower left",
+        bbox_to_anchor=(0, 1.0),
+        ncols=3,
+        frameon=False,
+        fontsize=_SMALL_FONT,
+        labelcolor=INK,
+        handlelength=1.0,
+        borderaxespad=0.2,
+    )
 
 
 def in_short(axes: "Axes", which: str) -> None:

@@ -60,13 +60,4 @@ def _label(axes: "Axes", summary: Summary) -> None:
     axes.grid(visible=False, axis="y")
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
-    axes.legend(
-        loc="lower left",
-        bbox_to_anchor=(0, 1.0),
-        ncols=3,
-        frameon=False,
-        fontsize=8.5,
-        labelcolor=canvas.INK,
-        handlelength=1.0,
-        borderaxespad=0.2,
-    )
+    canvas.explain_above(axes)

@@ -135,17 +135,7 @@ def _explain_phases(axes: "Axes", shown: Sequence[tuple[Attempt, float]]) -> Non
     there = {_kind(span) for attempt, _ in shown for span in attempt.spans}
     known = {"training"} | {"saving (beside training)" if kind == "saving" else kind for kind in there}
     patches = [Patch(color=colour, label=name) for name, colour in _PHASES.items() if name in known]
-    axes.legend(
-        handles=patches,
-        loc="lower left",
-        bbox_to_anchor=(0, 1.0),
-        ncols=3,
-        frameon=False,
-        fontsize=8.5,
-        labelcolor=canvas.INK,
-        handlelength=1.0,
-        borderaxespad=0.2,
-    )
+    canvas.explain_above(axes, patches)
 
 
 def _paint_shares(
