@@ -5,7 +5,7 @@ import inspect
 import io
 import json
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, get_type_hints
 
@@ -13,6 +13,7 @@ from job import config
 from job.config import SECTIONS, Config
 from job.config_file import expected
 
+_CLASSES: Mapping[str, type[Any]] = {"": Config, **SECTIONS}
 _LONGEST_DEFAULT = 60  # characters; a longer one is only counted
 
 
@@ -40,23 +41,19 @@ class Setting:
 def settings() -> list[Setting]:
     """All settings in the order of `config.py`, those of no section first."""
     meanings = _comments(inspect.getsource(config))
-    found = list(_settings("", Config, meanings))
-    for section, cls in SECTIONS.items():
-        found += _settings(f"{section}.", cls, meanings)
-    return found
+    return [setting for section, cls in _CLASSES.items() for setting in _settings(section, cls, meanings)]
 
 
 def table_lines() -> list[str]:
     """A Markdown table for each section, under what the section says of itself."""
     lines: list[str] = []
-    of: dict[str, type[Any]] = {"": Config, **SECTIONS}
-    for section, cls in of.items():
+    meanings = _comments(inspect.getsource(config))
+    for section, cls in _CLASSES.items():
         title = f"**`{section}`**: {_first_line(cls)}" if section else "**Of no section**:"
         lines += ["", title, "", "| setting | takes | default | meaning |", "|---|---|---|---|"]
         lines += [
             f"| `{setting.name}` | {_cell(setting.takes)} | {_code(setting.default)} | {_cell(setting.meaning)} |"
-            for setting in settings()
-            if setting.name.rpartition(".")[0] == section
+            for setting in _settings(section, cls, meanings)
         ]
     return lines[1:]
 
@@ -70,8 +67,8 @@ def _cell(text: str) -> str:
     return text.replace("<", "\\<").replace("|", "\\|").replace("*", "\\*")
 
 
-def _settings(prefix: str, cls: type[Any], meanings: dict[tuple[str, str], str]) -> Iterator[Setting]:
-    hints = get_type_hints(cls)
+def _settings(section: str, cls: type[Any], meanings: dict[tuple[str, str], str]) -> Iterator[Setting]:
+    hints, prefix = get_type_hints(cls), f"{section}." if section else ""
     for entry in fields(cls):
         if entry.name not in SECTIONS or prefix:
             meaning = meanings.get((cls.__name__, entry.name), "")
