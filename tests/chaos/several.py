@@ -11,6 +11,7 @@ from threading import Timer
 
 from tests.chaos.commands import _command
 from tests.chaos.harness import Plan, ended, launch
+from tests.chaos.outcome import Outcome, outcome
 from tests.integration.command import Ending, World, assignments
 
 
@@ -66,3 +67,18 @@ def free_port() -> int:
     """A port of this machine that nobody listens on."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])
+
+
+def codes(endings: Sequence[Ending]) -> list[int]:
+    """How each rank ended."""
+    return [ending.code for ending in endings]
+
+
+def came_to(world: World) -> Outcome:
+    """The outcome of the world's run."""
+    return outcome(f"{world.run}", world.folder / "files")
+
+
+def losses(world: World) -> dict[int, float]:
+    """Loss of each step."""
+    return {event["step"]: event["loss"] for event in world.history() if event["event"] == "step"}

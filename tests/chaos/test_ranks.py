@@ -11,8 +11,7 @@ from job.config_file import load_config
 from job.training.loading import load_run
 from tests.chaos.commands import train as train_alone
 from tests.chaos.harness import Plan
-from tests.chaos.outcome import outcome
-from tests.chaos.several import train
+from tests.chaos.several import came_to, codes, losses, train
 from tests.integration.command import World
 
 CALM = Plan()
@@ -34,19 +33,6 @@ def unbroken(tmp_path_factory):
         return known[ranks, settings]
 
     return outcome_of
-
-
-def codes(endings):
-    return [ending.code for ending in endings]
-
-
-def came_to(world):
-    return outcome(f"{world.run}", world.folder / "files")
-
-
-def losses(world):
-    """Loss of each step."""
-    return {event["step"]: event["loss"] for event in world.history() if event["event"] == "step"}
 
 
 def data_of(path):

@@ -5,8 +5,7 @@ import pytest
 from job.model.projection import has_bf16_products
 from tests.chaos.commands import train as train_alone
 from tests.chaos.harness import Plan
-from tests.chaos.outcome import outcome
-from tests.chaos.several import train
+from tests.chaos.several import came_to, codes, losses, train
 from tests.integration.command import World
 
 CALM = Plan()
@@ -18,19 +17,6 @@ MUON = "optimizer.name=muon"
 # Five rows in passes of two: a rank with three, and one with two and a pass that counts nothing.
 UNEVEN = ("model.dropout=0", "training.batch_size=5", "training.max_steps=12", "observe.log_every=1")
 BOUNDS = {"fp32": 1e-5, "bf16": 2e-3}  # of losses, relative: sums in another order, of numbers rounded to 8 bits
-
-
-def codes(endings):
-    return [ending.code for ending in endings]
-
-
-def came_to(world):
-    return outcome(f"{world.run}", world.folder / "files")
-
-
-def losses(world):
-    """Loss of each step."""
-    return {event["step"]: event["loss"] for event in world.history() if event["event"] == "step"}
 
 
 def apart(found, expected):
