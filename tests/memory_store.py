@@ -30,7 +30,7 @@ class MemoryObjectStore:
             self.objects[key] = content
             return True
 
-    def get(self, key: str, target: Path, moved: Moved = unwatched) -> str:
+    def get(self, key: str, target: Path, moved: Moved = unwatched, resumable: bool = False) -> str:
         moved(target.write_bytes(self.objects[key]))
         return self.digest(key)
 

@@ -85,7 +85,7 @@ class ContentCache:
                     raise DataError(f"{uri}: {size} bytes, but data.max_bytes={self.max_bytes}")
                 partial = self._partial(uri)
                 self.advance(0, size)
-                found = store.get(key, partial, self.advance)
+                found = store.get(key, partial, self.advance, resumable=True)
             except KeyError as error:
                 raise NotFoundError(f"{uri}: no such object") from error
             if sha256 not in {None, found}:

@@ -48,7 +48,8 @@ class SharedTokens:
         try:
             for file in facts["files"]:
                 advance()
-                found = self._store.get(f"{self._prefix}/{facts['folder']}/{file['name']}", folder / file["name"])
+                key = f"{self._prefix}/{facts['folder']}/{file['name']}"
+                found = self._store.get(key, folder / file["name"], resumable=True)
                 if found != file["sha256"]:
                     raise DataError(f"{file['name']}: expected sha256 {file['sha256']}, got {found}")
         except (DataError, KeyError, TypeError) as error:

@@ -37,9 +37,9 @@ class CountedStore:
         with self._counted("create"):
             return self._inner.create(key, content)
 
-    def get(self, key: str, target: Path, moved: Moved = unwatched) -> str:
+    def get(self, key: str, target: Path, moved: Moved = unwatched, resumable: bool = False) -> str:
         with self._counted("get"):
-            return self._inner.get(key, target, moved)
+            return self._inner.get(key, target, moved, resumable)
 
     def version(self, key: str) -> str:
         with self._counted("version"):

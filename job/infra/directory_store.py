@@ -95,8 +95,8 @@ class DirectoryObjectStore:
             log.warning(UNSAFE, run_uri=self.uri)
             self._warned = True
 
-    def get(self, key: str, target: Path, moved: Moved = unwatched) -> str:
-        """Copy the object to the file `target`; returns the SHA-256, in hex, of what was copied."""
+    def get(self, key: str, target: Path, moved: Moved = unwatched, resumable: bool = False) -> str:
+        """Copy the object, always all of it, to the file `target`; returns the SHA-256, in hex, of what was copied."""
         path = self._path(key)
         with folder_errors(f"get {path} into {target}"), _open(path, key) as source, target.open("wb") as copy:
             return self._read_through(source, lambda chunk: moved(copy.write(chunk)))

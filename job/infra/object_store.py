@@ -41,13 +41,13 @@ class ObjectStore(Protocol):
     def create(self, key: str, content: bytes) -> bool:
         """Store `content` only if `key` does not exist; False when it does. The only way to commit."""
 
-    def get(self, key: str, target: Path, moved: Moved = unwatched) -> str:
+    def get(self, key: str, target: Path, moved: Moved = unwatched, resumable: bool = False) -> str:
         """Write the object to the file `target`; returns the SHA-256, in hex, of the bytes that are there.
-
-        What an earlier `get` of the same version left there may be gone on with.
 
         Args:
             moved: Called with the number of bytes that have come, from any thread; may raise to stop.
+            resumable: The file outlives this process: what an earlier such `get` of the same version left there may be
+                gone on with.
 
         Raises:
             KeyError: There is no such object.

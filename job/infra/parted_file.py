@@ -24,13 +24,15 @@ class PartedFile:
         size: Bytes of the whole.
         version: The name of what the parts are parts of; what is there of another version is given up.
         part_size: Bytes of each part, the last one apart.
+        lasting: Whether a later process may go on with it; without, there is no note, and nothing waits for the disk.
         parts: All of them.
         resumed: Whether an earlier process has left some.
     """
 
-    def __init__(self, path: Path, size: int, version: str, part_size: int) -> None:
-        self.parts = [range(at, min(at + part_size, size)) for at in range(0, size, part_size)]
+    def __init__(self, path: Path, size: int, version: str, part_size: int, *, lasting: bool = True) -> None:
+        self.parts = cut(size, part_size)
         self._path, self._note = path, note_of(path)
+        self._noted = lasting and len(self.parts) > 1
         self._facts = {"bytes": size, "version": version, "part_size": part_size}
         self._lock = threading.Lock()
         self._done = self._found()
@@ -39,7 +41,7 @@ class PartedFile:
         if not self.resumed:
             self._note.unlink(missing_ok=True)  # before the file: it must never stand beside other bytes
         self._file = path.open("r+b" if self.resumed else "w+b")
-        if not self.resumed and len(self.parts) > 1:
+        if not self.resumed:
             self._write_note()  # a file of that length without one would pass for whole
         self._file.truncate(size)
 
@@ -71,7 +73,7 @@ class PartedFile:
     def __exit__(self, kind: type[BaseException] | None, *_: BaseException | TracebackType | None) -> None:
         try:
             if kind is None:
-                if len(self.parts) > 1:
+                if self._noted:
                     os.fsync(self._file.fileno())  # before the note goes: what has none passes for whole
                 self._note.unlink(missing_ok=True)
             elif self._unnoted:
@@ -82,6 +84,8 @@ class PartedFile:
 
     def _found(self) -> set[int]:
         """Where the parts begin that an earlier process has left."""
+        if not self._noted:
+            return set()
         note = read_note(self._path)
         starts = {part.start for part in self.parts}
         done = note.pop("done", None)
@@ -90,12 +94,19 @@ class PartedFile:
         return set(done) if self._path.is_file() and self._path.stat().st_size == self._facts["bytes"] else set()
 
     def _write_note(self) -> None:
+        if not self._noted:
+            return
         os.fsync(self._file.fileno())
         partial = self._note.with_name(f"{self._note.name}.partial")
         partial.write_text(json.dumps({**self._facts, "done": sorted(self._done)}))
         flush(partial)
         partial.replace(self._note)
         self._unnoted = 0
+
+
+def cut(size: int, part_size: int) -> list[range]:
+    """The bytes of each part of a file; the last one may have fewer."""
+    return [range(at, min(at + part_size, size)) for at in range(0, size, part_size)]
 
 
 def note_of(path: Path) -> Path:

@@ -21,7 +21,7 @@ from job.infra.buffers import Joined
 from job.infra.hashing import hashed
 from job.infra.in_order import in_order
 from job.infra.object_store import NO_CONDITIONS, UNSAFE, Content, Moved, check_key, unwatched
-from job.infra.parted_file import PartedFile
+from job.infra.parted_file import PartedFile, cut
 from job.infra.s3_connection import Connection
 from job.infra.s3_errors import code, s3_errors, status
 
@@ -138,16 +138,16 @@ class S3ObjectStore:
         self._s3.ask("put_object", **place, **self._as_stored, Body=content)
         return True
 
-    def get(self, key: str, target: Path, moved: Moved = unwatched) -> str:
+    def get(self, key: str, target: Path, moved: Moved = unwatched, resumable: bool = False) -> str:
         """Write the object to the file `target`, in parts; returns the SHA-256, in hex, of the bytes that are there.
 
-        Parts that an earlier `get` of the same ETag has left are read from the disk.
+        Where it is resumable, parts that an earlier `get` of the same ETag has left are read from the disk.
         """
         place = self._place(key)
 
         with s3_errors(f"get {self.uri}/{key} into {target}"):
             head = self._head(place)
-            with PartedFile(target, int(head["ContentLength"]), head["ETag"], self._step) as file:
+            with PartedFile(target, int(head["ContentLength"]), head["ETag"], self._step, lasting=resumable) as file:
 
                 def bring(part: range) -> bytes | bytearray:
                     if file.has(part):
@@ -166,8 +166,7 @@ class S3ObjectStore:
         place = self._place(key)
         with self._errors("digest of", key):
             head = self._head(place)
-            size = int(head["ContentLength"])
-            parts = [range(at, min(at + self._step, size)) for at in range(0, size, self._step)]
+            parts = cut(int(head["ContentLength"]), self._step)
             return self._hash_parts(parts, lambda part: self._body(place, part, head["ETag"]))
 
     def version(self, key: str) -> str:

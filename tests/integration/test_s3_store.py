@@ -351,7 +351,7 @@ class Counting:
         return self._inner.ask(verb, **what)
 
 
-def stopped_get(store, target):
+def stopped_get(store, target, resumable=True):
     """A `get` of LARGE that is stopped when two of its three parts have come."""
     parts = []
 
@@ -361,7 +361,7 @@ def stopped_get(store, target):
             raise Interrupted("asked to stop")
 
     with pytest.raises(Interrupted):
-        store.get("a", target, stop)
+        store.get("a", target, stop, resumable)
 
 
 def test_a_stopped_get_is_gone_on_with(connection, s3_environment, tmp_path):
@@ -372,10 +372,24 @@ def test_a_stopped_get_is_gone_on_with(connection, s3_environment, tmp_path):
     stopped_get(store, tmp_path / "out")
     connection.ranges.clear()
 
-    assert store.get("a", tmp_path / "out") == digest
+    assert store.get("a", tmp_path / "out", resumable=True) == digest
     assert connection.ranges == [f"bytes={10 << 20}-{len(LARGE) - 1}"]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert (tmp_path / "out").read_bytes() == LARGE
+
+
+def test_a_get_that_nobody_goes_on_with_notes_nothing(connection, s3_environment, tmp_path):
+    """A file that ends with its process has no note beside it, and what was stopped is asked for again, whole."""
+    connection = Counting(connection)
+    store = store_at(s3_environment.fresh_uri(), connection, concurrency=1)
+    digest = store.put("a", [LARGE])
+    stopped_get(store, tmp_path / "out", resumable=False)
+    left = [path.name for path in tmp_path.iterdir()]
+    connection.ranges.clear()
+
+    assert left == ["out"]
+    assert store.get("a", tmp_path / "out") == digest
+    assert len(connection.ranges) == 3
 
 
 def test_parts_of_another_version_are_not_joined(connection, s3_environment, tmp_path):
@@ -385,5 +399,5 @@ def test_parts_of_another_version_are_not_joined(connection, s3_environment, tmp
     stopped_get(store, tmp_path / "out")
     digest = store.put("a", [LARGE[::-1]])
 
-    assert store.get("a", tmp_path / "out") == digest
+    assert store.get("a", tmp_path / "out", resumable=True) == digest
     assert (tmp_path / "out").read_bytes() == LARGE[::-1]
