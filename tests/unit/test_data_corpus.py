@@ -231,7 +231,7 @@ def test_object_from_the_cache(tmp_path):
     config = config_for(tmp_path, "s3://bucket/a.txt")
     pull(config, open_store, still)
     got = []
-    store.get = lambda key, *to: got.append(key) or MemoryObjectStore.get(store, key, *to)
+    store.get = lambda key, *to, **how: got.append(key) or MemoryObjectStore.get(store, key, *to, **how)
     pull(config, open_store, still)
     assert got == []
     store.objects["a.txt"] = b"jello"
