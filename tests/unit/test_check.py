@@ -272,7 +272,7 @@ def shape(layers, heads, width, context, rows, per_pass, vocab_size, *more):
 def test_the_memory_of_a_step(arguments):
     """What is estimated is within 15 % of what the process then takes."""
     done = subprocess.run([sys.executable, "-c", MEASURE, *arguments], capture_output=True, text=True, check=True)
-    taken, estimated = json.loads(done.stdout)
+    taken, estimated = json.loads(done.stdout.splitlines()[-1])
     print(f"{taken >> 20} MiB taken, {estimated >> 20} MiB estimated, {estimated / taken:.3f}")
 
     assert 0.85 < estimated / taken < 1.15
