@@ -48,6 +48,8 @@ def check(resolved: ResolvedConfig | ConfigError, single_writer_unsafe: bool = F
     asked.append(_Asked("storage", lambda: storage("storage", config.run_uri, config.storage, single_writer_unsafe)))
     if cache_uri := config.data.cache_uri:
         asked.append(_Asked("cache", lambda: storage("cache", cache_uri, config.storage, True)))
+    if code_uri := config.runtime.compile_cache_uri:
+        asked.append(_Asked("compile cache", lambda: storage("compile cache", code_uri, config.storage, True)))
     yield from _made("driver", lambda: machine.driver(config))
     yield from _made("shared memory", lambda: machine.shared_memory(config))
     yield from asked[0].answer()

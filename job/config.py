@@ -312,6 +312,8 @@ class RuntimeConfig:
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # auto: a GPU, where there is one
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 where it is fast
     compile: Literal["auto", "on", "off"] = "auto"  # torch.compile; auto: on a GPU, where it can
+    compile_cache_uri: str | None = None  # s3:// or folder to share what was compiled: code, which the job then runs
+    cuda_graphs: bool = False  # of a compiled pass: for models so small that a GPU waits for Python
     deterministic: bool = False  # only algorithms that repeat bit for bit on a GPU
     parallel: Literal["auto", "ddp", "fsdp"] = "auto"  # of several processes: model whole in each, or in shards
     restarts: int = 3  # of the processes that --processes started, after one of them failed

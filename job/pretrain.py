@@ -30,7 +30,7 @@ from job.infra.ranks import ALONE, Ranks
 from job.infra.shared_stop import SharedStop
 from job.infra.signals import StopSignal
 from job.infra.status import RunStatus
-from job.infra.storage import local_folder, open_store
+from job.infra.storage import local_folder, open_compile_cache, open_store
 from job.infra.summary import longer
 from job.report.tensorboard import FOLDER as TENSORBOARD
 from job.report.tensorboard import TensorBoard, require_tensorboard
@@ -38,7 +38,7 @@ from job.training.finetuning import known_of, stored_tokenizer, take_over
 from job.training.finish import finish
 from job.training.learner import Learner, build_learner
 from job.training.narrator import Channels, Narrator
-from job.training.numerics import settle_numerics
+from job.training.numerics import compiled_code, settle_numerics
 from job.training.reporter import Reporter
 from job.training.restoring import restore_newest
 from job.training.resume import Loaded, lost_everything, nothing_valid
@@ -106,8 +106,8 @@ def pretrain(
             if _already_complete(config, checkpoints, newest, status):
                 return
             _stand_on(status, checkpoints, newest, config.tokens_per_step)
-        before = newest.facts.get("numerics") if newest else None
-        numerics = settle_numerics(config, before, ranks)
+        code = compiled_code(config, open_compile_cache(config))
+        numerics = settle_numerics(config, newest.facts.get("numerics") if newest else None, ranks, code)
         text = read_text(config, phase, advance, stored_tokenizer(checkpoints, newest), progress)
         facts = _facts(config, text, newest)
         if newest:
@@ -122,7 +122,7 @@ def pretrain(
         learner, loaded = _learner(room, checkpoints, config, numerics, text, restoring=newest is not None)
         timetable = Timetable(config.training, text.order.windows)
         narrator = _narrator(config, channels, checkpoints, timetable, Path(scratch))
-        saver = Saver(checkpoints, config.checkpoint, narrator, may_delete)
+        saver = Saver(checkpoints, config.checkpoint, narrator, may_delete, code.offer if ranks.leads else None)
         trainer = Trainer(
             config=config,
             learner=learner,

@@ -1,4 +1,4 @@
-"""Whether torch can compile here, found out by compiling, and where it keeps what it compiled."""
+"""Whether torch can compile here, found out by compiling; told where it keeps what it compiled."""
 
 import os
 import tempfile
@@ -10,28 +10,29 @@ import torch
 
 from job.config import RuntimeConfig
 from job.errors import ConfigError
+from job.infra.compiled_code import KEPT_IN, CompiledCode
 from job.infra.device import Numerics
 
 log = structlog.get_logger(__name__)
 
-_KEPT_IN = "TORCHINDUCTOR_CACHE_DIR"
 
-
-def settle_compiling(numerics: Numerics, runtime: RuntimeConfig, cache: Path) -> Numerics:
+def settle_compiling(numerics: Numerics, runtime: RuntimeConfig, code: CompiledCode) -> Numerics:
     """`numerics`, if what they say about compiling can be done; else without, after one warning.
 
-    What is compiled is kept in `cache`, so that a restart is quick. It is code: it stays on this machine, and is never
-    taken from a bucket.
+    Args:
+        code: Where what is compiled is kept, so that a restart is quick.
 
     Raises:
         ConfigError: Compiling was asked for by name and cannot be done.
     """
     if numerics.compile:
-        os.environ.setdefault(_KEPT_IN, str(cache / "compiled"))
+        os.environ[KEPT_IN] = str(code.folder)
     problem = _unwritable()
     if not numerics.compile:
         return numerics
-    problem = problem or _problem(torch.device(numerics.device))
+    if problem is None:
+        code.take()
+        problem = _problem(torch.device(numerics.device))
     if problem is None:
         return numerics
     if runtime.compile == "on":
@@ -45,14 +46,14 @@ def _unwritable() -> str | None:
 
     It is told so no more then: torch loads its compiler for an optimizer too, and that makes the folder.
     """
-    if (folder := os.environ.get(_KEPT_IN)) is None:
+    if (folder := os.environ.get(KEPT_IN)) is None:
         return None
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             return None
     except OSError as error:
-        del os.environ[_KEPT_IN]
+        del os.environ[KEPT_IN]
         return f"{folder} cannot be written: {error.strerror}"
 
 

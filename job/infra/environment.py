@@ -30,6 +30,11 @@ def machine_facts(gpu: str | None = None) -> dict[str, Any]:
     return {name: value for name, value in facts.items() if value is not None}
 
 
+def instruction_set() -> str:
+    """What the processor can do, as the system lists it: code compiled for one list may not run with another."""
+    return _of_cpu("flags") or _of_cpu("Features") or platform.machine()
+
+
 def process_seconds() -> float:
     """Seconds since this process was started, what it took to import everything among them; 0 where nobody says."""
     with suppress(OSError, ValueError, IndexError, AttributeError):
@@ -44,11 +49,16 @@ def owner_facts(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
 
 
 def _processor() -> str | None:
+    return _of_cpu("model name") or platform.processor() or platform.machine() or None
+
+
+def _of_cpu(fact: str) -> str | None:
+    """What Linux says of the first core under this name."""
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
+            if line.startswith(fact):
                 return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine() or None
+    return None
 
 
 def _memory() -> int | None:

@@ -94,7 +94,7 @@ def build_learner(
     device = apply_numerics(numerics, ranks.place)
     model = empty_model(config, vocab_size, device) if restoring else fresh_model(config, vocab_size).to(device)
     if numerics.compile:
-        model.compile()
+        model.compile(mode="reduce-overhead" if config.runtime.cuda_graphs else None)
     parallel: Parallel = Whole(model)
     if ranks.place.world_size > 1:
         from job.training.spread import spread  # noqa: PLC0415 - FSDP takes a second to import

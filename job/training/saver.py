@@ -49,10 +49,16 @@ class Saver:
         config: Periods, retention, how many failures are borne.
         narrator: Told of everything that happens.
         may_delete: False when the store refuses deletions: retention is off.
+        first_saved: Called in the thread, once, after the first checkpoint stands.
     """
 
     def __init__(
-        self, checkpoints: CheckpointStore, config: CheckpointConfig, narrator: Narrator, may_delete: bool = True
+        self,
+        checkpoints: CheckpointStore,
+        config: CheckpointConfig,
+        narrator: Narrator,
+        may_delete: bool = True,
+        first_saved: Callable[[], None] | None = None,
     ) -> None:
         self._checkpoints, self._ranks = checkpoints, checkpoints.ranks
         self._config = config
@@ -62,6 +68,7 @@ class Saver:
         self._flight: _Flight | None = None
         self._pruning: Future[Pruned] | None = None
         self._views: Future[None] | None = None
+        self._first_saved = first_saved
         self._failures = 0
         self._seconds: deque[float] = deque(maxlen=_MEASURED)
         self._last_begun = time.monotonic()
@@ -175,6 +182,9 @@ class Saver:
         self._publish(self._narrator.views(self._checkpoints))
         if reporter := self._narrator.reporter:
             reporter.begin()
+        if self._first_saved is not None:
+            self._thread.submit(self._first_saved)
+            self._first_saved = None
 
     def _publish(self, views: Mapping[str, bytes]) -> None:
         self._views = self._thread.submit(self._narrator.store_views, self._checkpoints.objects, views)

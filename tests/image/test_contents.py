@@ -140,7 +140,10 @@ def test_a_compiled_step_runs(inside):
     code = """
 import torch
 from job.config import ModelConfig
+from job.config_file import load_config
 from job.model.gpt import GPT
+from job.training.numerics import settle_numerics
+settle_numerics(load_config(overrides=["run_uri=unset", "runtime.device=cpu", "runtime.compile=on"]).config, None)
 torch.manual_seed(0)
 model = GPT(ModelConfig(n_layer=1, n_head=2, n_embd=16, context_length=8), 50)
 tokens = torch.randint(50, (2, 8))

@@ -11,6 +11,7 @@ import torch._inductor.config
 
 from job.config import ModelConfig, RuntimeConfig
 from job.errors import ConfigError
+from job.infra.compiled_code import CompiledCode
 from job.infra.compiler import settle_compiling
 from job.infra.device import Numerics, choose_numerics
 from job.model import loss
@@ -51,14 +52,14 @@ def test_what_was_chosen_is_used_again():
 
 def test_nothing_is_tried_where_nothing_is_compiled(tmp_path):
     """Eager runs leave no cache and do not load the compiler."""
-    assert settle_compiling(numerics(False), RuntimeConfig(), tmp_path) == numerics(False)
+    assert settle_compiling(numerics(False), RuntimeConfig(), CompiledCode(tmp_path, {})) == numerics(False)
     assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
 
 
 def test_without_a_compiler_auto_goes_on_without(no_compiler, tmp_path):
     """One warning says why, and the run is eager."""
     with structlog.testing.capture_logs() as logs:
-        settled = settle_compiling(numerics(), RuntimeConfig(), tmp_path)
+        settled = settle_compiling(numerics(), RuntimeConfig(), CompiledCode(tmp_path, {}))
 
     assert not settled.compile
     assert [line["log_level"] for line in logs] == ["warning"]
@@ -68,7 +69,7 @@ def test_without_a_compiler_auto_goes_on_without(no_compiler, tmp_path):
 def test_without_a_compiler_on_is_an_error(no_compiler, tmp_path):
     """Who asks for it by name is told, before anything is trained."""
     with pytest.raises(ConfigError, match=r"runtime.compile='on'"):
-        settle_compiling(numerics(), RuntimeConfig(compile="on"), tmp_path)
+        settle_compiling(numerics(), RuntimeConfig(compile="on"), CompiledCode(tmp_path, {}))
 
 
 @pytest.fixture
@@ -82,7 +83,7 @@ def nowhere(monkeypatch, tmp_path):
 def test_a_cache_that_cannot_be_written_leaves_auto_without(nowhere, tmp_path):
     """One warning names the folder and the reason."""
     with structlog.testing.capture_logs() as logs:
-        settled = settle_compiling(numerics(), RuntimeConfig(), tmp_path)
+        settled = settle_compiling(numerics(), RuntimeConfig(), CompiledCode(tmp_path, {}))
 
     assert not settled.compile
     assert [(line["log_level"], line["reason"]) for line in logs] == [
@@ -93,7 +94,7 @@ def test_a_cache_that_cannot_be_written_leaves_auto_without(nowhere, tmp_path):
 def test_a_cache_that_cannot_be_written_is_an_error_for_on(nowhere, tmp_path):
     """Who asks for compiling by name is told the folder and the reason."""
     with pytest.raises(ConfigError, match=f"cannot compile here: {nowhere} cannot be written: Not a directory"):
-        settle_compiling(numerics(), RuntimeConfig(compile="on"), tmp_path)
+        settle_compiling(numerics(), RuntimeConfig(compile="on"), CompiledCode(tmp_path, {}))
 
 
 @pytest.mark.parametrize("compiled", [True, False])
@@ -102,8 +103,9 @@ def test_without_a_cache_there_are_optimizers(compiled, nowhere, tmp_path):
     code = (
         "import sys, torch; from pathlib import Path; from job.config import RuntimeConfig\n"
         "from job.infra.compiler import settle_compiling; from job.infra.device import Numerics\n"
+        "from job.infra.compiled_code import CompiledCode\n"
         f"n = Numerics(device='cpu', precision='fp32', compile={compiled}, deterministic=False, threads=1)\n"
-        "settle_compiling(n, RuntimeConfig(), Path(sys.argv[1]))\n"
+        "settle_compiling(n, RuntimeConfig(), CompiledCode(Path(sys.argv[1]), {}))\n"
         "torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))], fused=True)"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
@@ -135,12 +137,28 @@ def test_the_cache_is_kept(tmp_path):
     code = (
         "import sys; from pathlib import Path; from job.config import RuntimeConfig\n"
         "from job.infra.compiler import settle_compiling; from job.infra.device import Numerics\n"
+        "from job.infra.compiled_code import CompiledCode\n"
         "n = Numerics(device='cpu', precision='fp32', compile=True, deterministic=False, threads=1)\n"
-        "assert settle_compiling(n, RuntimeConfig(compile='on'), Path(sys.argv[1])) == n"
+        "assert settle_compiling(n, RuntimeConfig(compile='on'), CompiledCode(Path(sys.argv[1]), {})) == n"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
 
-    assert any((tmp_path / "compiled").rglob("*.so"))
+    assert any(tmp_path.rglob("*.so"))
+
+
+@pytest.mark.slow
+def test_asked_for_cuda_graphs_a_cpu_computes_the_same():
+    """Only a GPU has them: the switch alone changes not a bit."""
+    found = []
+    for mode in (None, "reduce-overhead"):
+        torch.manual_seed(0)
+        model = GPT(ModelConfig(n_layer=1, n_head=2, n_embd=32, context_length=16), 99)
+        model.compile(mode=mode)
+        tokens = torch.randint(99, (2, 17))
+        model(tokens[:, :-1], tokens[:, 1:]).backward()
+        found.append([p.grad for p in model.parameters()])
+
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
 @pytest.mark.slow

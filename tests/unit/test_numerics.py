@@ -43,3 +43,21 @@ def test_muon_needs_whole_matrices():
     with pytest.raises(ConfigError, match="parallel=ddp"):
         own_numerics(config("optimizer.name=muon", "runtime.parallel=fsdp"), None, two)
     assert own_numerics(config("optimizer.name=muon"), None, ALONE).parallel == "none"
+
+
+GRAPHS = "runtime.cuda_graphs=true"
+
+
+@pytest.mark.parametrize(
+    ("settings", "world_size", "what"),
+    [
+        (("runtime.compile=on", "training.micro_batch_size=2", "training.batch_size=8"), 1, "micro_batch_size=2 cuts"),
+        (("runtime.compile=on",), 2, "one process, and there are 2"),
+        (("runtime.compile=auto",), 1, "a compiled model"),
+    ],
+)
+def test_what_cuda_graphs_need(settings, world_size, what):
+    """One pass a step, one process, and code to make them of: one line says which is wanting."""
+    place = Place(rank=0, world_size=world_size, local_rank=0, local_world_size=world_size)
+    with pytest.raises(ConfigError, match=f"runtime.cuda_graphs=true needs .*{what}"):
+        own_numerics(config(GRAPHS, *settings), None, place)
