@@ -370,6 +370,11 @@ class Config:
             (bool(self.run_uri), "run_uri is empty"),
             (self.seed >= 0, f"seed={self.seed} must be at least 0"),
             (
+                not f"{(self.runtime.compile_cache_uri or '').rstrip('/')}/".startswith(f"{self.run_uri.rstrip('/')}/"),
+                f"runtime.compile_cache_uri={self.runtime.compile_cache_uri} lies in the run's own address, from which "
+                "no code is taken: name another",
+            ),
+            (
                 self.data.stride is None or self.data.order == "windows",
                 f"data.stride={self.data.stride} has no meaning with data.order={self.data.order!r}",
             ),

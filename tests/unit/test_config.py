@@ -216,3 +216,14 @@ def test_the_password_of_a_gateway_is_not_stored():
 
     assert plain(config)["observe"]["pushgateway_url"] == "https://gate:9091/a@b"
     assert config.observe.pushgateway_url == "https://user:pass@gate:9091/a@b"
+
+
+@pytest.mark.parametrize("place", ["s3://bucket/runs/one", "s3://bucket/runs/one/", "s3://bucket/runs/one/compiled"])
+def test_no_code_comes_from_where_a_run_lies(place):
+    """Whoever may write checkpoints must not thereby run code in the job; an address beside the run is another."""
+    run = "run_uri=s3://bucket/runs/one"
+    (found,) = problems(overrides=[run, f"runtime.compile_cache_uri={place}"])
+    assert found == (
+        f"runtime.compile_cache_uri={place} lies in the run's own address, from which no code is taken: name another"
+    )
+    load_config(overrides=[run, "runtime.compile_cache_uri=s3://bucket/runs/one-compiled"])
