@@ -102,6 +102,7 @@ class Saver:
         """
         if self._flight is not None and self._flight.snapshot.step != step:
             self._narrator.save_skipped(step, self._flight.snapshot.step)
+            self._last_begun = time.monotonic()  # by the clock, the next is due a period after the one that is skipped
         if not self._ranks.led(lambda: self._flight is None and self.last_step != step):
             return
         while self._flight is not None:  # the first rank knows already what has become of it

@@ -99,9 +99,10 @@ class Trainer:
             self.train_step()
             self.stop.agree()
             self.saver.poll()
-            self.settle(now=self.something_is_due())
+            saves = self.saver.due(self.state.step)  # asked once: by the clock it may be due a moment later
+            self.settle(now=saves or self.something_is_due())
             self.look()
-            if self.saver.due(self.state.step) and not self.state.nonfinite_in_a_row and not self.finished():
+            if saves and not self.state.nonfinite_in_a_row and not self.finished():
                 self.save()
         self.narrator.phase("saving")
         while self.saver.last_step != self.state.step:  # the last checkpoint is tried until it stands, or too often
@@ -144,10 +145,10 @@ class Trainer:
         return learning_rate(step, self.timetable.end, self.config.optimizer)
 
     def something_is_due(self) -> bool:
-        """Whether the state is about to be measured, saved or left."""
+        """Whether the state is about to be measured or left."""
         step = self.state.step
         looks = self.timetable.evaluates(step) or self.timetable.samples(step)
-        return looks or self.finished() or self.saver.due(step) or self.stop.requested
+        return looks or self.finished() or self.stop.requested
 
     def settle(self, now: bool = False) -> None:
         """Read the results of the steps since the last time, where the config or the caller wants to see them."""

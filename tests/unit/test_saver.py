@@ -175,6 +175,27 @@ def test_a_save_that_comes_too_soon_is_skipped_and_counted(slow, narrator):
     assert (steps, failures(narrator, "busy")) == ([5, 15], 1)
 
 
+def test_by_the_clock_one_save_is_skipped_a_period(narrator, monkeypatch):
+    """While one is under way for longer than the period, steps in between are not due, and so not counted."""
+    objects, clock = SlowStore(), [0.0]
+    monkeypatch.setattr("job.training.saver.time.monotonic", lambda: clock[0])
+    checkpoints = CheckpointStore(objects)
+    checkpoints.claim({})
+    saver = Saver(checkpoints, CheckpointConfig(every=1000, every_seconds=10), narrator)
+    due = []
+    for number in range(1, 41):
+        clock[0] = float(number)
+        if saver.due(number):
+            due.append(number)
+            saver.begin(number, snapshot_at(number))
+    objects.open.set()
+    monkeypatch.undo()
+    saver.close()
+
+    assert due == [10, 20, 30, 40]
+    assert failures(narrator, "busy") == 3
+
+
 def test_a_step_under_way_is_not_begun_again(slow, narrator):
     """The end of the run asks for the step that is being saved: it is neither skipped nor saved twice."""
     saver, objects = slow
