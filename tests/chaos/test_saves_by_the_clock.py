@@ -5,12 +5,12 @@ import random
 from tests.chaos.commands import train
 from tests.integration.command import World
 
-STEPS = "training.max_steps=60"
-BY_THE_CLOCK = (STEPS, "checkpoint.every=1000", "checkpoint.every_seconds=10", "observe.log_every=7")
+STEPS = "training.max_steps=32"
+BY_THE_CLOCK = (STEPS, "checkpoint.every=1000", "checkpoint.every_seconds=7", "observe.log_every=7")
 
 
 def let_time_jump():
-    """Each look at the saver's clock finds it up to four seconds later than the last."""
+    """Each look at the saver's clock finds it up to four seconds later than the last; no save is skipped."""
     from types import SimpleNamespace
 
     from job.training import saver
@@ -22,6 +22,13 @@ def let_time_jump():
         return now[0]
 
     saver.time = SimpleNamespace(monotonic=monotonic)
+    begin = saver.Saver.begin
+
+    def begin_when_free(self, step, take):
+        self.wait()
+        begin(self, step, take)
+
+    saver.Saver.begin = begin_when_free
 
 
 def chains(world):
@@ -35,5 +42,5 @@ def test_each_has_the_chain_of_its_step(tmp_path):
     assert every_step.train(STEPS, "checkpoint.every=1").code == 0
     found, expected = chains(clocked), chains(every_step)
 
-    assert len(found) > 5
+    assert len(found) > 3
     assert found == {step: expected[step] for step in found}
