@@ -50,7 +50,7 @@ def _apart(part: str, config: Config, seconds: float, advance: Callable[[], None
     """The figures of one part from a fresh process, or why there are none."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_measure, args=(theirs, part, config, seconds), daemon=True)
+    process = context.Process(target=_measure, args=(theirs, part, config, seconds))
     process.start()
     theirs.close()
     try:

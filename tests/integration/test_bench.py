@@ -29,15 +29,28 @@ def test_the_parts_that_are_offered_are_those_that_are_measured():
 
 
 @pytest.fixture(scope="module")
-def trainings(tmp_path_factory):
-    """The rows of a grid of two points, one of which this machine cannot run."""
+def figures(tmp_path_factory):
+    """What the command finds of a grid of two points, one of which this machine cannot run, and of its data."""
     folder = tmp_path_factory.mktemp("grid")
-    flags = ["--seconds", "0.1", "--part", "training", "--json", "--set", "runtime.threads=1"]
+    flags = ["--seconds", "0.1", "--part", "training", "--part", "data", "--json", "--set", "runtime.threads=1"]
+    flags += ["--set", "data.workers=2"]
     flags += ["--set", "data.tokenizer=byte", "--set", "model.n_layer=1", "--set", "model.n_embd=32"]
     command = [sys.executable, "-m", "job", "bench", *flags, "--grid", "runtime.device=cpu,mps"]
     ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
-    return json.loads(ended.stdout)["training"]
+    return json.loads(ended.stdout)
+
+
+@pytest.fixture(scope="module")
+def trainings(figures):
+    """The rows of the grid."""
+    return figures["training"]
+
+
+def test_batches_of_loader_workers_are_measured(figures):
+    """As the big presets have them."""
+    assert figures["data"]["corpus_tokens"] > 0
+    assert figures["data"]["batch_seconds"] > 0
 
 
 def test_a_row_for_each_point(trainings):
