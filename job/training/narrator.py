@@ -115,6 +115,11 @@ class Narrator:
         self.metrics.tokens.inc(self._tokens_per_step)
         self._useful += seconds
 
+    def waited(self, seconds: float, total_seconds: float) -> None:
+        """What steps came to took so long to come; on a GPU that is the steps themselves."""
+        self.status.seconds = total_seconds
+        self._useful += seconds
+
     def logged(self, result: StepResult, rate: float, tokens_per_second: float, mfu: float | None) -> None:
         """The result of a step that the config wants to see."""
         self._record(

@@ -135,10 +135,14 @@ class Trainer:
         self.ledger.add(batch.samples, loss, norm)
         self.state.step += 1
         span = time.monotonic() - started
+        self.spend(span)
+        self.narrator.stepped(self.state.step, span, self.state.seconds)
+
+    def spend(self, span: float) -> None:
+        """Count seconds of training; where they end the run, all ranks count those of the first."""
         self.state.seconds += span
         if self.config.training.max_seconds is not None:
-            self.state.seconds = self.ranks.led(lambda: self.state.seconds)  # it decides when the run ends
-        self.narrator.stepped(self.state.step, span, self.state.seconds)
+            self.state.seconds = self.ranks.led(lambda: self.state.seconds)
 
     def rate(self, step: int) -> float:
         """The learning rate of the update that follows `step` updates."""
@@ -155,7 +159,12 @@ class Trainer:
         every = self.config.observe.log_every
         if not (now or self.state.step % every == 0 or self.ledger.full):
             return
-        for result in self.ledger.fold():
+        started = time.monotonic()
+        results = self.ledger.fold()
+        span = time.monotonic() - started
+        self.spend(span)
+        self.narrator.waited(span, self.state.seconds)
+        for result in results:
             if self.too_many_nonfinite(result):
                 self.go_back(result.step)
                 return

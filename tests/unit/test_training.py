@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import time
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -30,6 +31,7 @@ from job.pretrain import pretrain
 from job.training import evaluation
 from job.training.evaluation import Evaluator, SplitLoss
 from job.training.learner import Learner, build_learner
+from job.training.ledger import StepLedger
 from job.training.optimizer import build_optimizer
 from job.training.randomness import seed_for, seed_torch
 from job.training.sampling import Sampler
@@ -245,6 +247,20 @@ def run(corpus, tmp_path):
         return [json.loads(line) for line in (tmp_path / name / "events.jsonl").read_text().splitlines()]
 
     return train
+
+
+def test_waiting_for_results_is_training(run, monkeypatch):
+    """On a GPU a step is only launched, and takes its time when its loss is read: that counts, and ends the run."""
+    fold = StepLedger.fold
+
+    def folded(self):
+        time.sleep(0.05)
+        return fold(self)
+
+    monkeypatch.setattr(StepLedger, "fold", folded)
+    events = run("observe.log_every=1", "training.max_steps=1000", "training.max_seconds=0.5")
+
+    assert 1 <= max(event["step"] for event in events if event["event"] == "step") <= 0.5 / 0.05
 
 
 @pytest.fixture
