@@ -6,9 +6,11 @@ A section checks itself when it is built and reports all its problems at once. S
 
 import hashlib
 import json
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import PurePath
 from typing import Any, Literal
 
 from job.errors import ConfigError
@@ -369,11 +371,7 @@ class Config:
         _require(
             (bool(self.run_uri), "run_uri is empty"),
             (self.seed >= 0, f"seed={self.seed} must be at least 0"),
-            (
-                not f"{(self.runtime.compile_cache_uri or '').rstrip('/')}/".startswith(f"{self.run_uri.rstrip('/')}/"),
-                f"runtime.compile_cache_uri={self.runtime.compile_cache_uri} lies in the run's own address, from which "
-                "no code is taken: name another",
-            ),
+            *self._code_lies_apart(),
             (
                 self.data.stride is None or self.data.order == "windows",
                 f"data.stride={self.data.stride} has no meaning with data.order={self.data.order!r}",
@@ -385,6 +383,14 @@ class Config:
             ),
         )
 
+    def _code_lies_apart(self) -> Iterator[tuple[bool, str]]:
+        """Who may write checkpoints or tokens must not thereby have the job run code."""
+        if (code := self.runtime.compile_cache_uri) is None:
+            return
+        for name, other in (("run_uri", self.run_uri), ("data.cache_uri", self.data.cache_uri)):
+            apart = other is None or not (_lies_in(code, other) or _lies_in(other, code))
+            yield apart, f"runtime.compile_cache_uri={code} shares its place with {name}={other}: name one of its own"
+
     @property
     def window_stride(self) -> int:
         """Tokens from the start of one training window to the next."""
@@ -394,6 +400,15 @@ class Config:
     def tokens_per_step(self) -> int:
         """Training tokens of one step over all ranks."""
         return self.training.batch_size * self.model.context_length
+
+
+def _lies_in(uri: str, other: str) -> bool:
+    """Whether what `uri` names is, or is inside, what `other` names."""
+    one, its = (
+        PurePath(named if "://" in named else os.path.abspath(os.path.expanduser(named)))  # noqa: PTH100, PTH111 - no ..
+        for named in (uri.removeprefix("file://"), other.removeprefix("file://"))
+    )
+    return one.is_relative_to(its)
 
 
 SECTIONS: Mapping[str, type[Any]] = {

@@ -106,7 +106,7 @@ def pretrain(
             if _already_complete(config, checkpoints, newest, status):
                 return
             _stand_on(status, checkpoints, newest, config.tokens_per_step)
-        code = compiled_code(config, open_compile_cache(config))
+        code = compiled_code(config, open_compile_cache(config, pulse.beat))
         numerics = settle_numerics(config, newest.facts.get("numerics") if newest else None, ranks, code)
         text = read_text(config, phase, advance, stored_tokenizer(checkpoints, newest), progress)
         facts = _facts(config, text, newest)

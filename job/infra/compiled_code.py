@@ -7,12 +7,14 @@ what was compiled for a CPU. A copy is code, and whoever can write there has the
 its own, and nothing is taken from a run's.
 """
 
+import fcntl
 import hashlib
 import json
 import os
 import secrets
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +22,11 @@ import structlog
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from job.errors import AccessError, DataError, StorageError
-from job.infra.object_store import ObjectStore, folder_errors, is_key
+from job.errors import DataError, JobError
+from job.infra.object_store import ObjectStore, is_key
 
-KEPT_IN = "TORCHINDUCTOR_CACHE_DIR"  # where torch keeps it; who sets this has said where
+KEPT_IN = "TORCHINDUCTOR_CACHE_DIR"  # where torch keeps it
+TOLD = os.environ.get(KEPT_IN)  # by whoever started this process, before anything in it told torch otherwise
 _NO_CODE = (".lock", ".tmp")
 
 log = structlog.get_logger(__name__)
@@ -40,51 +43,74 @@ class CompiledCode:
 
     def __init__(self, folder: Path, purpose: Mapping[str, object], store: ObjectStore | None = None) -> None:
         name = hashlib.sha256(json.dumps(purpose, sort_keys=True).encode()).hexdigest()
-        self.folder = Path(os.environ.get(KEPT_IN) or folder / name)
+        self.folder = folder / name
         self._store, self._key = store, f"compiled/{name}.safetensors"
-        self._shared: set[str] = set()
 
-    def take(self) -> None:
-        """Bring here what another machine has compiled, if it is there and whole; a store that fails is a warning."""
+    def take(self) -> bool:
+        """Bring here what other machines have compiled, unless something is here; whether that was done.
+
+        One process of the machine does it while the others wait. A store that fails is a warning: then this machine
+        compiles.
+        """
         if self._store is None:
-            return
+            return False
         try:
-            with tempfile.TemporaryDirectory(prefix="gpt-job-") as scratch:
-                self._store.get(self._key, Path(scratch, "code"))
-                files = _unpack(Path(scratch, "code"))
-            for name, content in files.items():
-                _write(self.folder / name, content)
-        except KeyError:
-            return
-        except (StorageError, AccessError, DataError, OSError) as error:
-            log.warning("compiled code not taken: this machine compiles", uri=self._uri, reason=str(error))
-            return
-        self._shared = set(files)
-        log.info("compiled code taken from the shared cache", uri=self._uri, files=len(files))
+            with _alone(self.folder):
+                if self._found() or not (files := self._others()):
+                    return False
+                for name, content in files.items():
+                    _write(self.folder / name, content)
+        except (JobError, OSError) as error:
+            log.warning("compiled code not taken: this machine compiles", uri=self.uri, reason=str(error))
+            return False
+        log.info("compiled code taken from the shared cache", uri=self.uri, files=len(files))
+        return True
 
     def offer(self) -> None:
-        """Let other machines have the folder's code, if it is more than they have; a store that fails is a warning."""
+        """Let other machines have what is here, if it is more than they have; a store that fails is a warning."""
         if self._store is None:
             return
         try:
-            with folder_errors(f"read {self.folder}"):
-                files = {name: path.read_bytes() for name, path in sorted(self._found().items())}
-            if files.keys() <= self._shared:
+            own = {name: path.read_bytes() for name, path in self._found().items()}
+            others = self._others()
+            if own.keys() <= others.keys():
                 return
-            self._store.put(self._key, [_pack(files)])
-        except (StorageError, AccessError) as error:
-            log.warning("compiled code not shared: other machines compile again", uri=self._uri, reason=str(error))
+            self._store.put(self._key, [_pack({**others, **own})])
+        except (JobError, OSError) as error:
+            log.warning("compiled code not shared: other machines compile again", uri=self.uri, reason=str(error))
             return
-        self._shared = set(files)
-        log.info("compiled code shared", uri=self._uri, files=len(files))
+        log.info("compiled code shared", uri=self.uri, files=len(own))
 
     @property
-    def _uri(self) -> str:
+    def uri(self) -> str:
+        """Where other machines look for it."""
         return f"{self._store.uri.rstrip('/')}/{self._key}" if self._store else ""
 
     def _found(self) -> dict[str, Path]:
         names = {path.relative_to(self.folder).as_posix(): path for path in self.folder.rglob("*") if path.is_file()}
         return {name: path for name, path in names.items() if is_key(name) and path.suffix not in _NO_CODE}
+
+    def _others(self) -> dict[str, bytes]:
+        """What other machines have; nothing when that is damaged, after a warning."""
+        assert self._store is not None
+        with tempfile.TemporaryDirectory(prefix="gpt-job-") as scratch:
+            try:
+                self._store.get(self._key, Path(scratch, "code"))
+                return _unpack(Path(scratch, "code"))
+            except KeyError:
+                return {}
+            except DataError as error:
+                log.warning("shared compiled code is damaged and is made again", uri=self.uri, reason=str(error))
+                return {}
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process of this machine at a time."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(f"{folder.name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _pack(files: Mapping[str, bytes]) -> bytes:
@@ -115,9 +141,7 @@ def _digest(files: Mapping[str, bytes]) -> str:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Put a file in its place at once: another process may be looking for it."""
-    if path.exists():
-        return
+    """Put a file in its place at once: who is cut off leaves none that is half there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     new.write_bytes(content)

@@ -1,6 +1,7 @@
 """Whether torch can compile here, found out by compiling; told where it keeps what it compiled."""
 
 import os
+import shutil
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -31,14 +32,22 @@ def settle_compiling(numerics: Numerics, runtime: RuntimeConfig, code: CompiledC
     if not numerics.compile:
         return numerics
     if problem is None:
-        code.take()
+        taken = code.take()
         problem = _problem(torch.device(numerics.device))
+        if problem is not None and taken:
+            problem += f" (with code from {code.uri}: remove it, if this machine's libraries are others than it needs)"
     if problem is None:
         return numerics
     if runtime.compile == "on":
         raise ConfigError(f"runtime.compile='on', but torch cannot compile here: {problem}")
     log.warning("training without compiling, which is slower", reason=problem)
     return replace(numerics, compile=False)
+
+
+def compiler_identity() -> list[object]:
+    """The C++ compiler that torch calls, so that code is told apart from another one's."""
+    path = shutil.which(os.environ.get("CXX") or "g++")
+    return [None] if path is None else [os.path.realpath(path), Path(path).stat().st_size]
 
 
 def _unwritable() -> str | None:

@@ -110,10 +110,7 @@ def changes(numerics: Numerics, stored: Mapping[str, Any]) -> list[str]:
 def apply_numerics(numerics: Numerics, place: Place = ALONE) -> torch.device:
     """Switch torch to `numerics`; returns the device. ConfigError when there are fewer GPUs than processes."""
     torch.set_num_threads(numerics.threads)
-    if numerics.device == "cuda" and place.world_size > 1:
-        if (found := torch.cuda.device_count()) <= place.local_rank:
-            raise ConfigError(f"{place.local_world_size} processes on this machine need as many GPUs; it has {found}")
-        torch.cuda.set_device(place.local_rank)
+    take_own_gpu(numerics, place)
     if numerics.compile:
         torch.use_deterministic_algorithms(numerics.deterministic)  # tells the compiler too, and so loads it: a second
     else:
@@ -122,6 +119,18 @@ def apply_numerics(numerics: Numerics, place: Place = ALONE) -> torch.device:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False
     return torch.device(numerics.device)
+
+
+def take_own_gpu(numerics: Numerics, place: Place) -> None:
+    """Of several processes, let each have the GPU of its number, before anything of it is on another's.
+
+    Raises:
+        ConfigError: There are fewer GPUs than processes.
+    """
+    if numerics.device == "cuda" and place.world_size > 1:
+        if (found := torch.cuda.device_count()) <= place.local_rank:
+            raise ConfigError(f"{place.local_world_size} processes on this machine need as many GPUs; it has {found}")
+        torch.cuda.set_device(place.local_rank)
 
 
 def gpu_use() -> dict[str, float]:

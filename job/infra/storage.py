@@ -50,11 +50,11 @@ def open_cache(config: Config) -> ObjectStore | None:
     return open_store(config.data.cache_uri, config.storage, single_writer_unsafe=True)
 
 
-def open_compile_cache(config: Config) -> ObjectStore | None:
+def open_compile_cache(config: Config, moved: Callable[[], None] = lambda: None) -> ObjectStore | None:
     """The store of `runtime.compile_cache_uri`; None when that is unset. It need not have conditional writes."""
     if config.runtime.compile_cache_uri is None:
         return None
-    return open_store(config.runtime.compile_cache_uri, config.storage, single_writer_unsafe=True)
+    return open_store(config.runtime.compile_cache_uri, config.storage, moved, single_writer_unsafe=True)
 
 
 def local_folder(uri: str) -> Path | None:

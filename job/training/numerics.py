@@ -1,6 +1,8 @@
 """What a run computes with: settled once for its config, its machines and what it computed with before."""
 
+import platform
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,9 +11,9 @@ from job.config import Config, plain
 from job.data.cache import cache_folder
 from job.errors import ConfigError
 from job.infra.allocator import keep_freed_memory
-from job.infra.compiled_code import CompiledCode
-from job.infra.compiler import settle_compiling
-from job.infra.device import Numerics, OnCpu, choose_numerics, gpu_name
+from job.infra.compiled_code import TOLD, CompiledCode
+from job.infra.compiler import compiler_identity, settle_compiling
+from job.infra.device import Numerics, OnCpu, choose_numerics, gpu_name, take_own_gpu
 from job.infra.environment import code_facts, instruction_set
 from job.infra.object_store import ObjectStore
 from job.infra.place import Place
@@ -51,6 +53,7 @@ def own_numerics(
         raise ConfigError("runtime.parallel='fsdp' cuts the matrices that Muon needs whole: take runtime.parallel=ddp")
     if config.runtime.cuda_graphs and (reason := _no_graphs(config, numerics)):
         raise ConfigError(f"runtime.cuda_graphs=true needs {reason}")
+    take_own_gpu(numerics, place)
     return settle_compiling(numerics, config.runtime, code or compiled_code(config))
 
 
@@ -64,18 +67,19 @@ def _no_graphs(config: Config, numerics: Numerics) -> str | None:
         )
     if numerics.world_size > 1:
         return f"one process, and there are {numerics.world_size}"
-    return None if numerics.compile else "a compiled model: a GPU, or runtime.compile=on"
+    return None if numerics.compile and numerics.device == "cuda" else "a GPU, and a model that is compiled for it"
 
 
 def compiled_code(config: Config, store: ObjectStore | None = None) -> CompiledCode:
     """Where code that is compiled for this run is kept, on this machine and in `store`."""
     facts = code_facts()
     purpose = {
-        "code": [facts["git"], facts["python"], facts["packages"]],
+        "code": [facts["git"], facts["image"], facts["python"], facts["packages"]],
+        "libraries": [platform.libc_ver(), compiler_identity()],
         "processor": [instruction_set(), gpu_name() if torch.cuda.is_available() else None],
         "run": [plain(config)["model"], config.data.tokenizer, config.training.rows_per_pass, config.runtime.precision],
     }
-    return CompiledCode(cache_folder(config.data) / "compiled", purpose, store)
+    return CompiledCode(Path(TOLD) if TOLD else cache_folder(config.data) / "compiled", purpose, store)
 
 
 def best_on_cpu(config: Config) -> OnCpu:

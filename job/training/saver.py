@@ -165,7 +165,7 @@ class Saver:
         """Wait for what is under way, whatever comes of it: the process is about to end."""
         with suppress(JobError):
             self.wait()
-        self._thread.shutdown()
+        self._thread.shutdown(cancel_futures=True)
 
     def _landed(self, flight: _Flight) -> None:
         try:

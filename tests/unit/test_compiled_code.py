@@ -1,22 +1,18 @@
 """What was compiled goes to other machines whole or not at all, and is never more than a help."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import structlog
 from safetensors.numpy import save
 
-from job.errors import StorageError
-from job.infra.compiled_code import KEPT_IN, CompiledCode
+from job.errors import AccessError, NotFoundError, StorageError
+from job.infra.compiled_code import CompiledCode
 from tests.memory_store import MemoryObjectStore
 
 PURPOSE = {"processor": "here", "model": 1}
 FILES = {"ab/cab.main.so": b"\x7fELF code", "ab/cab.main.cpp": b"int main;", "fxgraph/x/y": b""}
-
-
-@pytest.fixture(autouse=True)
-def nothing_set(monkeypatch):
-    """Nobody has told torch where to keep code."""
-    monkeypatch.delenv(KEPT_IN, raising=False)
 
 
 @pytest.fixture
@@ -62,7 +58,7 @@ def test_each_purpose_has_its_own(machine):
 
 
 def test_only_what_is_new_is_shared(machine, store):
-    """Whoever took everything puts nothing; whoever compiled more puts it all."""
+    """Whoever has no more than others puts nothing; what two have compiled apart is united."""
     compile_into(machine("one")).offer()
     (before,) = [store.version(key) for key in store.keys("")]
     other = machine("other")
@@ -70,27 +66,28 @@ def test_only_what_is_new_is_shared(machine, store):
     other.offer()
     assert [store.version(key) for key in store.keys("")] == [before]
 
-    more = {**FILES, "cd/new.so": b"more"}
-    compile_into(other, more).offer()
+    compile_into(machine("another"), {"cd/new.so": b"more"}).offer()
     third = machine("third")
     third.take()
-    assert files(third) == more
+    assert files(third) == {**FILES, "cd/new.so": b"more"}
+
+
+def test_who_has_some_takes_nothing(machine):
+    """A restart on the same machine goes on with what is there."""
+    compile_into(machine("one")).offer()
+    other = compile_into(machine("other"), {"cd/own.so": b"own"})
+
+    assert not other.take()
+    assert FILES.keys().isdisjoint(files(other))
 
 
 def test_without_an_address_it_stays_here(tmp_path):
     """Nothing is looked for and nothing is put."""
     code = compile_into(CompiledCode(tmp_path, PURPOSE))
-    code.take()
     code.offer()
 
+    assert not code.take()
     assert FILES.items() <= files(code).items()
-
-
-def test_who_says_where_torch_keeps_code_is_heard(monkeypatch, tmp_path):
-    """torch's own variable names the folder itself."""
-    monkeypatch.setenv(KEPT_IN, str(tmp_path / "named"))
-
-    assert CompiledCode(tmp_path / "cache", PURPOSE).folder == tmp_path / "named"
 
 
 def cut(content):
@@ -128,17 +125,24 @@ def test_a_damaged_pack_is_passed_over(damage, machine, store, tmp_path):
     assert files(third) == FILES
 
 
-def test_a_store_that_fails_is_a_warning(machine, store, monkeypatch):
-    """The machine compiles, and the run goes on."""
+@pytest.mark.parametrize("error", [StorageError("no answer"), AccessError("refused"), NotFoundError("no such bucket")])
+def test_a_store_that_fails_is_a_warning(machine, store, monkeypatch, error):
+    """Whatever it is that fails: the machine compiles, and the run goes on."""
 
     def fail(*_):
-        raise StorageError("no answer")
+        raise error
 
-    code = compile_into(machine("one"))
-    for name in ("get", "put"):
-        monkeypatch.setattr(store, name, fail)
+    monkeypatch.setattr(store, "get", fail)
     with structlog.testing.capture_logs() as logs:
-        code.take()
-        code.offer()
+        assert not machine("other").take()
+        compile_into(machine("one")).offer()
 
-    assert [(line["log_level"], line["reason"]) for line in logs] == [("warning", "no answer")] * 2
+    assert [(line["log_level"], line["reason"]) for line in logs] == [("warning", str(error))] * 2
+
+
+def test_a_full_disk_is_a_warning(machine, monkeypatch):
+    """What does not fit is compiled, or tried again by the next start."""
+    compile_into(machine("one")).offer()
+    monkeypatch.setattr(Path, "write_bytes", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
+
+    assert not machine("other").take()

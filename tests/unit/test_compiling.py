@@ -11,11 +11,13 @@ import torch._inductor.config
 
 from job.config import ModelConfig, RuntimeConfig
 from job.errors import ConfigError
+from job.infra import compiler
 from job.infra.compiled_code import CompiledCode
 from job.infra.compiler import settle_compiling
 from job.infra.device import Numerics, choose_numerics
 from job.model import loss
 from job.model.gpt import GPT
+from tests.memory_store import MemoryObjectStore
 
 
 @pytest.fixture(autouse=True)
@@ -77,38 +79,53 @@ def nowhere(monkeypatch, tmp_path):
     """Where nothing can be kept: below a file."""
     (tmp_path / "file").touch()
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "file/compiled"))
-    return tmp_path / "file/compiled"
+    return CompiledCode(tmp_path / "file/compiled", {})
 
 
-def test_a_cache_that_cannot_be_written_leaves_auto_without(nowhere, tmp_path):
+def test_a_cache_that_cannot_be_written_leaves_auto_without(nowhere):
     """One warning names the folder and the reason."""
     with structlog.testing.capture_logs() as logs:
-        settled = settle_compiling(numerics(), RuntimeConfig(), CompiledCode(tmp_path, {}))
+        settled = settle_compiling(numerics(), RuntimeConfig(), nowhere)
 
     assert not settled.compile
     assert [(line["log_level"], line["reason"]) for line in logs] == [
-        ("warning", f"{nowhere} cannot be written: Not a directory")
+        ("warning", f"{nowhere.folder} cannot be written: Not a directory")
     ]
 
 
-def test_a_cache_that_cannot_be_written_is_an_error_for_on(nowhere, tmp_path):
+def test_a_cache_that_cannot_be_written_is_an_error_for_on(nowhere):
     """Who asks for compiling by name is told the folder and the reason."""
-    with pytest.raises(ConfigError, match=f"cannot compile here: {nowhere} cannot be written: Not a directory"):
-        settle_compiling(numerics(), RuntimeConfig(compile="on"), CompiledCode(tmp_path, {}))
+    with pytest.raises(ConfigError, match=f"cannot compile here: {nowhere.folder} cannot be written: Not a directory"):
+        settle_compiling(numerics(), RuntimeConfig(compile="on"), nowhere)
+
+
+def test_code_of_others_that_does_not_run_is_named(monkeypatch, tmp_path):
+    """The error says where it is from, and what to do."""
+    others = MemoryObjectStore()
+    theirs = CompiledCode(tmp_path / "theirs", {}, others)
+    theirs.folder.mkdir(parents=True)
+    (theirs.folder / "kernel.so").write_bytes(b"needs a newer library")
+    theirs.offer()
+    monkeypatch.setattr(compiler, "_problem", lambda _: "version `GLIBCXX_3.4.99' not found")
+    here = CompiledCode(tmp_path / "here", {}, others)
+
+    with pytest.raises(ConfigError, match=rf"GLIBCXX_3.4.99' not found \(with code from {here.uri}: remove it"):
+        settle_compiling(numerics(), RuntimeConfig(compile="on"), here)
 
 
 @pytest.mark.parametrize("compiled", [True, False])
-def test_without_a_cache_there_are_optimizers(compiled, nowhere, tmp_path):
+@pytest.mark.usefixtures("nowhere")
+def test_without_a_cache_there_are_optimizers(compiled):
     """Torch loads its compiler for one, which makes the folder: told of one that cannot be, it trains all the same."""
     code = (
-        "import sys, torch; from pathlib import Path; from job.config import RuntimeConfig\n"
+        "import torch; from pathlib import Path; from job.config import RuntimeConfig\n"
         "from job.infra.compiler import settle_compiling; from job.infra.device import Numerics\n"
-        "from job.infra.compiled_code import CompiledCode\n"
+        "from job.infra.compiled_code import TOLD, CompiledCode\n"
         f"n = Numerics(device='cpu', precision='fp32', compile={compiled}, deterministic=False, threads=1)\n"
-        "settle_compiling(n, RuntimeConfig(), CompiledCode(Path(sys.argv[1]), {}))\n"
+        "settle_compiling(n, RuntimeConfig(), CompiledCode(Path(TOLD), {}))\n"
         "torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))], fused=True)"
     )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_what_was_run_before_does_not_decide_what_is_compiled():

@@ -218,12 +218,25 @@ def test_the_password_of_a_gateway_is_not_stored():
     assert config.observe.pushgateway_url == "https://user:pass@gate:9091/a@b"
 
 
-@pytest.mark.parametrize("place", ["s3://bucket/runs/one", "s3://bucket/runs/one/", "s3://bucket/runs/one/compiled"])
-def test_no_code_comes_from_where_a_run_lies(place):
-    """Whoever may write checkpoints must not thereby run code in the job; an address beside the run is another."""
-    run = "run_uri=s3://bucket/runs/one"
-    (found,) = problems(overrides=[run, f"runtime.compile_cache_uri={place}"])
-    assert found == (
-        f"runtime.compile_cache_uri={place} lies in the run's own address, from which no code is taken: name another"
-    )
-    load_config(overrides=[run, "runtime.compile_cache_uri=s3://bucket/runs/one-compiled"])
+@pytest.mark.parametrize(
+    ("run", "code"),
+    [
+        ("s3://bucket/runs/one", "s3://bucket/runs/one"),
+        ("s3://bucket/runs/one", "s3://bucket/runs/one/code/"),
+        ("s3://bucket/code/one", "s3://bucket/code"),
+        ("runs/one", "./runs/one/code"),
+        ("runs/one", "runs/../runs/one"),
+        ("/runs/one", "file:///runs/one/code"),
+    ],
+)
+def test_no_code_comes_from_where_a_run_lies(run, code):
+    """Whoever may write checkpoints, or tokens, must not thereby have the job run code."""
+    for name in ("run_uri", "data.cache_uri"):
+        (found,) = problems(overrides=["run_uri=elsewhere", f"{name}={run}", f"runtime.compile_cache_uri={code}"])
+        assert found == f"runtime.compile_cache_uri={code} shares its place with {name}={run}: name one of its own"
+
+
+def test_code_may_lie_beside_a_run():
+    """In the same bucket or folder, under a name of its own."""
+    for run, code in (("s3://bucket/runs/one", "s3://bucket/runs/one-code"), ("runs/one", "runs/code")):
+        load_config(overrides=[f"run_uri={run}", f"runtime.compile_cache_uri={code}"])

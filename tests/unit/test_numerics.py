@@ -53,11 +53,11 @@ GRAPHS = "runtime.cuda_graphs=true"
     [
         (("runtime.compile=on", "training.micro_batch_size=2", "training.batch_size=8"), 1, "micro_batch_size=2 cuts"),
         (("runtime.compile=on",), 2, "one process, and there are 2"),
-        (("runtime.compile=auto",), 1, "a compiled model"),
+        (("runtime.compile=on",), 1, "a GPU"),
     ],
 )
 def test_what_cuda_graphs_need(settings, world_size, what):
-    """One pass a step, one process, and code to make them of: one line says which is wanting."""
+    """One pass a step, one process and a GPU: one line says which is wanting."""
     place = Place(rank=0, world_size=world_size, local_rank=0, local_world_size=world_size)
     with pytest.raises(ConfigError, match=f"runtime.cuda_graphs=true needs .*{what}"):
         own_numerics(config(GRAPHS, *settings), None, place)
