@@ -17,14 +17,15 @@ from job.infra.device import Numerics
 log = structlog.get_logger(__name__)
 
 
-def settle_compiling(numerics: Numerics, runtime: RuntimeConfig, code: CompiledCode) -> Numerics:
+def settle_compiling(numerics: Numerics, runtime: RuntimeConfig, code: CompiledCode, before: bool = False) -> Numerics:
     """`numerics`, if what they say about compiling can be done; else without, after one warning.
 
     Args:
         code: Where what is compiled is kept, so that a restart is quick.
+        before: The run was compiled so far: without, its numbers would be others.
 
     Raises:
-        ConfigError: Compiling was asked for by name and cannot be done.
+        ConfigError: Compiling was asked for by name, or done before, and cannot be done.
     """
     if numerics.compile:
         os.environ[KEPT_IN] = str(code.folder)
@@ -40,6 +41,11 @@ def settle_compiling(numerics: Numerics, runtime: RuntimeConfig, code: CompiledC
         return numerics
     if runtime.compile == "on":
         raise ConfigError(f"runtime.compile='on', but torch cannot compile here: {problem}")
+    if before:
+        raise ConfigError(
+            f"the run was compiled so far, but torch cannot compile here: {problem}; mend that, or go on without by "
+            "--set runtime.compile=off: numbers will differ from those of an unbroken run"
+        )
     log.warning("training without compiling, which is slower", reason=problem)
     return replace(numerics, compile=False)
 

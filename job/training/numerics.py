@@ -54,7 +54,8 @@ def own_numerics(
     if config.runtime.cuda_graphs and (reason := _no_graphs(config, numerics)):
         raise ConfigError(f"runtime.cuda_graphs=true needs {reason}")
     take_own_gpu(numerics, place)
-    return settle_compiling(numerics, config.runtime, code or compiled_code(config))
+    before = bool((stored or {}).get("compile"))
+    return settle_compiling(numerics, config.runtime, code or compiled_code(config), before)
 
 
 def _no_graphs(config: Config, numerics: Numerics) -> str | None:

@@ -165,10 +165,13 @@ def test_compiled_by_two_by_one_and_by_two(spread, tmp_path):
 
 @pytest.mark.slow
 def test_a_machine_that_has_lost_its_compiler(tmp_path):
-    """A run that began compiled and goes on where one of two cannot: both go on without, and it is marked."""
+    """A run that began compiled, where one of two cannot: both end with 78; told to, they go on without, marked."""
     world = World.create(tmp_path)
     assert codes(train(world, (CALM, Plan(stop_at_step=7)), ASKED)) == [75, 75]
-    first, second = train(world, TWO, before={1: have_no_compiler})
+    ends = train(world, TWO, before={1: have_no_compiler}, patience=300)
+    assert codes(ends) == [78, 78]
+    assert "rank 1: the run was compiled so far, but torch cannot compile here" in ends[0].reason
+    first, second = train(world, TWO, "runtime.compile=off", before={1: have_no_compiler})
 
     assert codes([first, second]) == [0, 0]
     assert [each["compile"] for each in numerics(world)] == [True, False]

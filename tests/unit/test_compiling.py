@@ -74,6 +74,12 @@ def test_without_a_compiler_on_is_an_error(no_compiler, tmp_path):
         settle_compiling(numerics(), RuntimeConfig(compile="on"), CompiledCode(tmp_path, {}))
 
 
+def test_a_run_that_was_compiled_is_not_continued_without(no_compiler, tmp_path):
+    """Its numbers would be others: an error says how to go on all the same."""
+    with pytest.raises(ConfigError, match=r"compiled so far, but torch cannot compile here: .*runtime.compile=off"):
+        settle_compiling(numerics(), RuntimeConfig(), CompiledCode(tmp_path, {}), before=True)
+
+
 @pytest.fixture
 def nowhere(monkeypatch, tmp_path):
     """Where nothing can be kept: below a file."""
