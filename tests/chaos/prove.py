@@ -41,12 +41,17 @@ HASHES = ("chain", "model", "optimizer", "tokenizer")
 
 @dataclass(frozen=True)
 class Trial:
-    """What is trained, and in which folder everything of it lies."""
+    """What is trained, and in which folder everything of it lies.
+
+    Args:
+        launcher: What starts Python's part of `gpt-job`.
+    """
 
     folder: Path
     steps: int = STEPS
     every: int = EVERY
     settings: tuple[str, ...] = SETTINGS
+    launcher: tuple[str, ...] = ("-m", "job")
 
     def run_uri(self, name: str) -> str:
         """Where the run of this name is kept."""
@@ -63,7 +68,7 @@ class Trial:
             *more,
         )
         flags = [word for setting in settings for word in ("--set", setting)]
-        return [sys.executable, "-m", "job", "--log-format", "json", "-v", "train", *flags]
+        return [sys.executable, *self.launcher, "--log-format", "json", "-v", "train", *flags]
 
     def environ(self) -> dict[str, str]:
         """This process's environment, without anything that would change the run."""

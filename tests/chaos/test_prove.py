@@ -11,17 +11,18 @@ from tests.chaos.harness import write_corpus
 from tests.chaos.outcome import outcome
 from tests.chaos.prove import ROOT, SETTINGS, Toll, Trial, in_peace, kill_steps, under_fire, verdict
 from tests.chaos.test_resume import SEED
+from tests.integration.command import UNHURRIED
 
 KILLS, STEPS = 2, 30
 
 
 @pytest.fixture(scope="module")
 def trial(tmp_path_factory):
-    """A smaller model on a shorter text, its steps of many passes long enough for saves to keep up."""
+    """A smaller model on a shorter text; training waits for its saves, so that each kill meets several."""
     folder = tmp_path_factory.mktemp("prove")
     small = ("model.n_layer=1", "model.n_embd=32", "training.batch_size=24", "training.micro_batch_size=1")
     settings = (*SETTINGS, *small, f"data.corpus={write_corpus(folder)}", "data.tokenizer=byte")
-    return Trial(folder, steps=STEPS, every=4, settings=settings)
+    return Trial(folder, steps=STEPS, every=4, settings=settings, launcher=UNHURRIED)
 
 
 @pytest.fixture(scope="module")
