@@ -199,7 +199,7 @@ def _work(points, resolved, report, gate, prepare):
 def count_seams(points) -> None:
     """Put a point at every seam of the job in this process."""
     from job import pretrain
-    from job.training import evaluation, learner, reporter, text, trainer
+    from job.training import evaluation, learner, reporter, saver, text, trainer
 
     plan, bad, step, harmed = points.plan, set(), [0], set()
     open_store, batches, backward = pretrain.open_store, text.Text.batches, learner.Learner.backward
@@ -235,6 +235,15 @@ def count_seams(points) -> None:
     trainer.Trainer.train_step, evaluation.Evaluator._sum = numbered, evaluated
     reporter.Reporter.draw = lambda *_: {"report/report.html": b"drawn"}  # drawing takes longer than training
     reporter.Reporter.make_ready = lambda *_: None
+    saver._step_back = lambda: None  # on a full machine saves that step back hardly move
+
+
+def keep_up() -> None:
+    """In this process training waits for the save under way when the next is due: none is skipped."""
+    from job.training.saver import Saver
+
+    begin = Saver.begin
+    Saver.begin = lambda self, *what: (self.wait(), begin(self, *what))[-1]
 
 
 def do_harm(plan, model, loss):

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.commands import train
-from tests.chaos.harness import Plan
+from tests.chaos.harness import Plan, keep_up
 from tests.chaos.outcome import outcome
 from tests.integration.command import World
 
@@ -38,6 +38,7 @@ PLACES = {
     "test split": ("evaluation", 10),
     "finishing": ("before put report", 0),
 }
+LATE = (PLACES["events"], PLACES["retention"])  # in the third save
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,8 @@ def claims(ending):
 def stopped(world, place, grace, stall=0.0, signals=1):
     """Stop a run at a place, with SIGKILL after the grace."""
     plan = Plan(stop_at=place, stall_seconds=stall, signals=signals, kill_after=grace)
-    return train(world, *SETTINGS, f"runtime.grace_seconds={grace}", plan=plan)
+    before = keep_up if place in LATE else None
+    return train(world, *SETTINGS, f"runtime.grace_seconds={grace}", plan=plan, before=before)
 
 
 def wrong_with(world, ending, expected):

@@ -90,15 +90,16 @@ def test_killed_at_a_numbered_point(unbroken, corpus, tmp_path, place):
 def test_killed_again_and_again(unbroken, corpus, tmp_path):
     """Killed at a random point of every attempt until one gets through: equal to the unbroken run."""
     expected, points = unbroken
-    pick = random.Random(SEED)
-    resolved = tiny(f"{tmp_path}/run", corpus)
-    codes = []
-    while not codes or codes[-1] == -9:
-        codes.append(run(resolved, Plan(kill_at=pick.choice(points[len(points) // 4 : len(points) // 2]))))
+    pick, some = random.Random(SEED), points[len(points) // 4 : len(points) // 2]
+    folders = (tmp_path / str(number) for number in itertools.count())
+    resolved, code = kill_at(pick.choice(some), lambda: tiny(f"{next(folders)}/run", corpus))
+    codes = [code]
+    while codes[-1] == -9:
+        codes.append(run(resolved, Plan(kill_at=pick.choice(some))))
 
     assert len(codes) > 1
     assert codes[-1] == 0
-    assert outcome(f"{tmp_path}/run", tmp_path / "files") == expected
+    assert outcome(resolved.config.run_uri, tmp_path / "files") == expected
 
 
 def often_enough(points):

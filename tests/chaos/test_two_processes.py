@@ -18,7 +18,7 @@ import pytest
 
 from job.errors import StorageError
 from tests.chaos.cases import SEED
-from tests.chaos.harness import Plan, ended, run, start, tiny
+from tests.chaos.harness import Plan, ended, keep_up, run, start, tiny
 from tests.chaos.outcome import outcome
 from tests.integration.command import files
 
@@ -85,7 +85,7 @@ def frozen_at(point, folder, corpus):
     while not freeze(process):
         assert number, f"no {kind} in this run"
         number, here = number // 2, folder / str(number)
-        process = start(tiny(f"{here}/run", corpus), Plan(pause_at=(kind, number)))
+        process = start(tiny(f"{here}/run", corpus), Plan(pause_at=(kind, number)), prepare=keep_up)
     return process, here
 
 
