@@ -56,9 +56,9 @@ def claims(ending):
     return int(found[1]) if found[1] else None, int(found[2])
 
 
-def stopped(world, place, grace, stall=0.0, signals=1):
-    """Stop a run at a place, with SIGKILL after the grace."""
-    plan = Plan(stop_at=place, stall_seconds=stall, signals=signals, kill_after=grace)
+def stopped(world, place, grace, stall=0.0, signals=1, more=0.0):
+    """Stop a run at a place, with SIGKILL when the grace, and `more` seconds, are over."""
+    plan = Plan(stop_at=place, stall_seconds=stall, signals=signals, kill_after=grace + more)
     before = keep_up if place in LATE else None
     return train(world, *SETTINGS, f"runtime.grace_seconds={grace}", plan=plan, before=before)
 
@@ -134,7 +134,7 @@ def test_a_slow_upload_is_finished_when_the_grace_allows(unbroken, tmp_path):
 def test_an_upload_that_outlasts_the_grace_is_invisible(tmp_path):
     """A save that is cut leaves no record: the message and the log say the same."""
     world = World.create(tmp_path)
-    ending = stopped(world, PLACES["upload"], grace=1, stall=5.0)
+    ending = stopped(world, PLACES["upload"], grace=1, stall=5.0, more=3.0)
 
     assert ending.code == INTERRUPTED
     assert claims(ending)[0] == (world.saved() or [None])[-1]
@@ -166,7 +166,7 @@ def test_stopped_before_the_first_step_of_a_resume(unbroken, tmp_path, place):
     world = World.create(tmp_path)
     assert stopped(world, ("batch", 12), grace=30).code == INTERRUPTED
     before = world.saved()[-1]
-    ending = stopped(world, place, grace=2, stall=10.0)
+    ending = stopped(world, place, grace=2, stall=10.0, more=6.0)
 
     assert ending.code == INTERRUPTED
     assert claims(ending) == (before, 0)
