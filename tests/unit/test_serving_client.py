@@ -2,7 +2,7 @@
 
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from threading import Semaphore, Thread
 
 import pytest
 
@@ -16,16 +16,19 @@ DONE = b"data: [DONE]\n\n"
 
 @pytest.fixture
 def answering():
-    """A client of a server that answers every request with these pieces, and waits so long before each."""
+    """A client of a server that answers every request with these pieces, and waits for its turn and so long before
+    each."""
     servers = []
 
-    def start(*pieces, status=200, wait=0.0, **options):
+    def start(*pieces, status=200, wait=0.0, turns=None, **options):
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self):
                 self.rfile.read(int(self.headers["Content-Length"]))
                 self.send_response(status)
                 self.end_headers()
                 for piece in pieces:
+                    if turns:
+                        turns.acquire(timeout=10)
                     time.sleep(wait)
                     self.wfile.write(piece)
 
@@ -42,12 +45,22 @@ def answering():
         server.server_close()
 
 
-def test_a_whole_stream(answering):
+def test_a_whole_stream(answering, monkeypatch):
     """Chunks are timed as they come, and tokens are those of the usage."""
-    found = answering(CHUNK, CHUNK, USAGE + DONE, wait=0.05).timed(0.0, {"prompt": "p"})
+    turns = Semaphore()
+    client = answering(CHUNK, CHUNK, USAGE + DONE, wait=0.05, turns=turns)
+    stream = client.stream
+
+    def in_turn(**body):
+        for chunk in stream(**body):
+            yield chunk
+            turns.release()  # this one has its time
+
+    monkeypatch.setattr(client, "stream", in_turn)
+    found = client.timed(0.0, {"prompt": "p"})
 
     assert (found.error, len(found.chunks), found.prompt_tokens, found.completion_tokens) == ("", 2, 3, 2)
-    assert found.chunks[1] - found.chunks[0] > 0.03
+    assert found.chunks[1] - found.chunks[0] > 0.04
     assert found.started < found.chunks[0] < found.chunks[1] <= found.ended
 
 
