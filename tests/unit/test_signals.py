@@ -149,12 +149,12 @@ def test_a_bad_hook_cannot_hold_the_process(start, hook):
 def test_a_disarmed_process_ends_on_its_own(start):
     """After `disarm` neither more signals nor the end of the grace change the exit code."""
     process = start("""
-stop = StopSignal(0.3).install()
+stop = StopSignal(1.0).install()
 print("ready")
 while not stop.requested: time.sleep(0.01)
 stop.disarm()
 print("disarmed")
-time.sleep(0.6)
+time.sleep(1.0)
 sys.exit(0)
 """)
     process.send_signal(signal.SIGTERM)
