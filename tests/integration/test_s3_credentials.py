@@ -5,6 +5,7 @@ import threading
 import time
 
 import pytest
+from botocore.credentials import RefreshableCredentials
 
 from job.config import StorageConfig
 from job.errors import AccessError, StorageError
@@ -225,15 +226,17 @@ def test_short_lived_credentials(server, identity):
     assert server.counted()["PutObject"] > 20
 
 
-def test_a_token_service_that_is_away(server, identity):
+def test_a_token_service_that_is_away(server, identity, monkeypatch):
     """Credentials that cannot be renewed are used to their end; only then the store is out of reach."""
-    sts, _ = identity(4)
+    left, gone = RefreshableCredentials._seconds_remaining, [0.0]
+    monkeypatch.setattr(RefreshableCredentials, "_seconds_remaining", lambda self: left(self) - gone[0])
+    sts, _ = identity(3600)
     store = open_store("s3://runs/run", CONFIG)
     store.put("a", [b"abc"])
     sts.__exit__()
-    time.sleep(3)
+    gone[0] = 3200.0
 
     assert store.size("a") == 3
-    time.sleep(1.5)
+    gone[0] = 3600.0
     with pytest.raises(StorageError):
         store.size("a")
