@@ -26,6 +26,7 @@ from tests.fault_plans import (
 SHORT = ("training.max_steps=20", "training.eval_every=10", "checkpoint.every=5")
 LOST = "checkpoint lost, the one before it stands, training goes on"
 UPLOADS = asks("PUT", "POST", key="data/")
+PATIENT = "storage.timeouts=[5, 20]"  # where requests are counted: none is repeated for being slow
 EVERYTHING = asks("LIST", "GET", "HEAD", "PUT", "POST", "DELETE")
 FACTS = {"chain": "0" * 64, "eval": {"val_loss": None}}
 
@@ -131,7 +132,7 @@ SEVERAL = ("training.max_steps=50", "training.eval_every=10", "checkpoint.every=
 def test_a_store_that_is_away_for_one_save(site, through, unbroken_run):
     """One save is lost, said and counted; training goes on and ends as if nothing had been."""
     place, proxy = site(*SEVERAL, pace=0.05), through(Outage(RESET_BEFORE, first=2, count=1))
-    ended = place.attempt(proxy)
+    ended = place.attempt(proxy, PATIENT)
     lost = ended.events(LOST)
 
     assert ended.code == 0, ended.said
@@ -147,7 +148,7 @@ def test_a_store_that_is_away_for_one_save(site, through, unbroken_run):
 def test_a_store_that_is_away_for_three_saves(site, through, unbroken_run):
     """Three saves lost in a row end the run with 69; the checkpoint before them stands and is continued."""
     place, proxy = site(*SEVERAL, pace=0.05), through(Outage(RESET_BEFORE, first=2, count=3))
-    ended = place.attempt(proxy)
+    ended = place.attempt(proxy, PATIENT)
     saved = place.saved()
 
     assert ended.code == 69, ended.said
@@ -215,7 +216,7 @@ def test_uploads_that_stall_whenever_they_are_tried(site, through, unbroken_run)
 def test_slow_uploads(site, through, unbroken_run):
     """Uploads at a crawl take their time; the run ends, and every bit is equal."""
     place, proxy = site(*SHORT, pace=0.03), through(Since(slow(300_000), UPLOADS))
-    ended = place.attempt(proxy, "storage.timeouts=[5, 20]")
+    ended = place.attempt(proxy, PATIENT)
 
     assert ended.code == 0, ended.said
     assert place.verified() >= 2
@@ -227,7 +228,7 @@ def test_slow_uploads(site, through, unbroken_run):
 def test_a_probe_whose_answer_is_lost(site, through):
     """The answer to the probe's first write is lost: its repetition meets 412, no reason to refuse the store."""
     place, proxy = site(*SHORT), through(Rule(RESET_AFTER, asks("PUT", key="probe/"), [1]))
-    ended = place.attempt(proxy)
+    ended = place.attempt(proxy, PATIENT)
 
     assert ended.code == 0, ended.said
     assert [entry.status for entry in proxy.entries(asks("PUT", key="probe/"))] == [200, 412, 412]
