@@ -6,8 +6,19 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.integration.command import SLOW, UNHURRIED, Ending, World, get
+from tests.integration.command import SLOW, Ending, World, get
 from tests.local_s3 import LocalS3
+
+# Each checkpoint is saved up to step 15; when the next is due nothing is under way, and the process stands still.
+STANDING = (
+    "-c",
+    "import sys, time; from job.training.saver import Saver; begin = Saver.begin\n"
+    "def stand():\n"
+    '    print(\'{"event": "stands still"}\', file=sys.stderr, flush=True)\n'
+    "    time.sleep(3600)\n"
+    "Saver.begin = lambda self, step, take: (self.wait(), begin(self, step, take) if step <= 15 else stand())[-1]\n"
+    "import job.cli; job.cli.main(prog_name='gpt-job')",
+)
 
 
 @pytest.fixture
@@ -54,13 +65,12 @@ class Killed:
 def killed(tmp_path_factory) -> Killed:
     """A run that was killed between two checkpoints; not to be written to."""
     world = World.create(tmp_path_factory.mktemp("killed"))
-    with world.training(*SLOW, "observe.metrics_port=0", launcher=UNHURRIED) as job:
+    with world.training(*SLOW, "observe.metrics_port=0", launcher=STANDING) as job:
         url = job.until("metrics endpoint")["url"].removesuffix("/metrics")
         for _ in range(3):
             job.until("checkpoint saved")
         answers = {path: get(url + path) for path in ("/metrics", "/healthz", "/readyz")}
-        for _ in range(2):
-            job.until("sampled")
+        job.until("stands still")
         job.process.kill()
         assert job.ending().code == -9
     return Killed(world, answers)
