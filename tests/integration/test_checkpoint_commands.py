@@ -1,6 +1,7 @@
 """`checkpoints verify`, `prune` and `diff` as a person types them, on real runs."""
 
 import json
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -228,7 +229,9 @@ def taken(tmp_path_factory):
     world = World.create(tmp_path_factory.mktemp("taken"))
     with world.training(*SLOW, *KEPT, "training.sample_tokens=300", launcher=UNHURRIED) as job:
         job.until("checkpoint saved", step=20)
+        job.process.send_signal(signal.SIGSTOP)  # or it might end before prune has begun
         pruned = world.gpt_job("checkpoints prune", "--json", "--keep-last", "2", "--no-keep-best")
+        job.process.send_signal(signal.SIGCONT)
         lost = job.ending()
     left = [row["step"] for row in answer(world.gpt_job("checkpoints list", "--json"))]
     return world, pruned, lost, left, world.train(*KEPT)
