@@ -185,7 +185,7 @@ def test_a_finished_run_has_its_report(finished):
 
 def test_a_stopped_run_has_its_report(world):
     """A run that was asked to stop has drawn how far it came before it ends."""
-    with world.training(*SLOW, "observe.report=true") as job:
+    with world.training(*SLOW, "observe.report=true", "runtime.grace_seconds=200") as job:
         job.until("checkpoint saved")
         job.process.send_signal(signal.SIGTERM)
         assert job.ending().code == 75
