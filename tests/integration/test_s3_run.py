@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.integration.command import IMPATIENT, Ending, World
+from tests.integration.command import IMPATIENT, SLOW, Ending, World
 from tests.s3_server import S3Server
 
 CANARY = "CANARY0123456789abcdef/secret"
@@ -70,7 +70,7 @@ def continued(s3_server, corpus, tmp_path_factory) -> Continued:
     """Trained on a text in a bucket, killed after step 10 was saved, and continued from another machine's folder."""
     first = remote(s3_server, tmp_path_factory.mktemp("first"))
     settings = (*first.settings, f"data.corpus={corpus}")
-    with first.world.training(*settings) as job:
+    with first.world.training(*settings, *SLOW) as job:
         job.until("checkpoint saved", step=10)
         job.process.kill()
         job.ending()
@@ -175,7 +175,7 @@ class Outage:
 def outage(s3_server, tmp_path_factory) -> Outage:
     """The server is killed once step 10 is saved; what the job carries as its token is a canary."""
     place = remote(s3_server, tmp_path_factory.mktemp("outage"), AWS_SESSION_TOKEN=CANARY)
-    with place.world.training(*place.settings, launcher=IMPATIENT) as job:
+    with place.world.training(*place.settings, *SLOW, launcher=IMPATIENT) as job:
         job.until("checkpoint saved", step=10)
         s3_server.stop()
         try:

@@ -24,12 +24,16 @@ from tests.integration.command import get
 from tests.serving_support import posted
 
 PATIENCE = 120  # seconds
-SLOWLY = (  # every step takes a little longer, so that a test can meet an answer on its way
-    "-c",
-    "import time; from job.model.decoder import Decoder; step = Decoder.step\n"
-    "Decoder.step = lambda *what: (time.sleep(0.05), step(*what))[1]\n"
-    "import job.cli; job.cli.main(prog_name='gpt-job')",
-)
+
+
+def slowly(seconds):
+    """A launcher: every step takes so much longer, so that a test can meet an answer on its way."""
+    return (
+        "-c",
+        "import time; from job.model.decoder import Decoder; step = Decoder.step\n"
+        f"Decoder.step = lambda *what: (time.sleep({seconds}), step(*what))[1]\n"
+        "import job.cli; job.cli.main(prog_name='gpt-job')",
+    )
 
 
 def ask(url, key=None, **body):
@@ -47,7 +51,7 @@ def story(finished, tmp_path_factory):
     found = {}
     address = tmp_path_factory.mktemp("container") / "address"
     environ = {"GPT_JOB_API_KEY": "test-key-123", ADDRESS_FILE: str(address)}
-    with finished.world.job("serve", "--port", "0", launcher=SLOWLY, **environ) as job:
+    with finished.world.job("serve", "--port", "0", launcher=slowly(0.05), **environ) as job:
         listening = job.until("listening")["url"]
         found["before"] = get(f"{listening}/readyz")[0], get(f"{listening}/healthz")[0]
         found["serving"] = job.until("serving")
@@ -112,7 +116,8 @@ def test_sigterm_finishes_what_was_begun(story):
 
 def test_a_grace_that_is_too_short(finished):
     """An answer that takes longer than the grace is cut, and the process ends with 75 and says how many there were."""
-    with finished.world.job("serve", "--port", "0", "--set", "runtime.grace_seconds=2.0", launcher=SLOWLY) as job:
+    grace = ("--set", "runtime.grace_seconds=2.0")
+    with finished.world.job("serve", "--port", "0", *grace, launcher=slowly(0.2)) as job:
         url = job.until("serving")["url"]
         content = posted(json.dumps({"prompt": "l", "max_tokens": 60, "ignore_eos": True}).encode())
         with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as connection:
