@@ -147,7 +147,8 @@ def serving(key: str | None = None, step_seconds: float = 0.0, **settings: Any) 
     thread.start()
     try:
         assert until(lambda: server.started and engine.state == "ready")
-        with httpx.Client(trust_env=False, timeout=60) as http:
+        pool = httpx.Limits(keepalive_expiry=2.0)  # an idle connection ends on this side first
+        with httpx.Client(trust_env=False, timeout=60, limits=pool) as http:
             url = f"http://127.0.0.1:{listener.getsockname()[1]}"
             yield Running(url, server, engine, metrics, model, http)
     finally:
