@@ -125,7 +125,7 @@ def test_loads_of_the_command(whole):
     assert [load["total_output_tokens"] for load in loads] == [72, 72, 72]
     assert all(0 < load["median_ttft_ms"] <= load["p99_ttft_ms"] <= load["p99_e2el_ms"] for load in loads)
     assert loads[0]["max_concurrent_requests"] == 1
-    assert loads[1]["max_concurrent_requests"] == 3
+    assert 1 < loads[1]["max_concurrent_requests"] <= 3
 
 
 def test_what_the_command_leaves(whole):
