@@ -38,6 +38,7 @@ from job.infra.endings import write_termination
 from job.infra.garbage import leave_garbage_at_exit, only_importing
 from job.infra.logs import LogFormat, configure_logging
 from job.infra.place import ALONE, Crew, Place, crew_of, place_of
+from job.infra.relay import Relay
 from job.infra.signals import StopSignal
 from job.infra.status import RunStatus
 from job.infra.summary import show_summary
@@ -206,9 +207,10 @@ def _summary(session: Session, place: Place, flags: str) -> Iterator[None]:
 
 def _launch(ctx: click.Context, crew: Crew, restarts: int) -> None:
     """Train in processes of their own, and end as they do."""
-    from job.infra.launch import launch  # noqa: PLC0415 - torch loads only now
+    with Relay() as relay:
+        from job.infra.launch import launch  # noqa: PLC0415 - torch loads only now
 
-    ended = launch(crew, sys.orig_argv[1:], restarts)
+        ended = launch(crew, sys.orig_argv[1:], restarts, relay)
     status: RunStatus = ctx.obj.status
     status.step, status.val_loss = ended.said.get("step") or 0, ended.said.get("val_loss")
     status.checkpoint = ended.said.get("checkpoint")

@@ -39,6 +39,7 @@ from job.errors import (
 )
 from job.infra.peers import tell
 from job.infra.place import Crew
+from job.infra.relay import Relay, held_back
 
 log = structlog.get_logger(__name__)
 FINAL = {2} | {
@@ -46,7 +47,6 @@ FINAL = {2} | {
     for error in (ConfigError, DataError, NotFoundError, DivergedError, FencedError, Interrupted, AccessError)
 }
 PATIENCE = 20.0  # seconds that workers may take to end by themselves once one of them has
-_STOPPING = (signal.SIGTERM, signal.SIGINT)
 _UNUSED = "SIGXFSZ"  # what the agent may have, so that it leaves the others to us
 
 
@@ -68,36 +68,37 @@ class Ended:
         return str(self.said.get("reason", f"ended with {self.code}"))
 
 
-def launch(crew: Crew, command: list[str], restarts: int) -> Ended:
+def launch(crew: Crew, command: list[str], restarts: int, relay: Relay) -> Ended:
     """Run `command` in every process of the crew, until all have succeeded or nothing is to be gained any more.
 
     Args:
         command: A Python command line without the interpreter.
         restarts: How often all are started again after one failed, on one machine; on several the cluster does that.
+        relay: Hears requests to stop.
 
     Raises:
         ConfigError: There are no GPUs to count.
     """
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # what it says, is said here
-    hub, left = _Signals(), restarts if crew.nodes == 1 else 0
-    with hub, tempfile.TemporaryDirectory(prefix="gpt-job-") as folder:
+    left = restarts if crew.nodes == 1 else 0
+    with tempfile.TemporaryDirectory(prefix="gpt-job-") as folder:
         while True:
-            ended = _run(crew, command, Path(folder), hub)
-            if ended.code in {0, *FINAL} or left == 0 or hub.asked:
+            ended = _run(crew, command, Path(folder), relay)
+            if ended.code in {0, *FINAL} or left == 0 or relay.asked:
                 return ended
             log.warning("processes are started again", code=ended.code, reason=ended.reason, restarts_left=left)
             left -= 1
 
 
-def _run(crew: Crew, command: list[str], folder: Path, hub: "_Signals") -> Ended:
+def _run(crew: Crew, command: list[str], folder: Path, relay: Relay) -> Ended:
     count = _count(crew)
     termination = folder / "termination"
     termination.unlink(missing_ok=True)
-    if hub.asked:
-        return Ended(Interrupted.exit_code, {"reason": f"{hub.asked[0].name} received before any process had begun"})
+    if relay.asked:
+        return Ended(Interrupted.exit_code, {"reason": f"{relay.asked[0].name} received before any process had begun"})
     log.info("processes start", processes=count, nodes=crew.nodes, node_rank=crew.node_rank)
     with _environment(TERMINATION_LOG=str(termination), TORCHELASTIC_SIGNALS_TO_HANDLE=_UNUSED):
-        agent = _Agent(_spec(crew, count, command), DefaultLogsSpecs(log_dir=str(folder / uuid.uuid4().hex)), hub)
+        agent = _Agent(_spec(crew, count, command), DefaultLogsSpecs(log_dir=str(folder / uuid.uuid4().hex)), relay)
         result = agent.run()
     if not result.is_failed():
         return Ended(0, _read(termination))
@@ -142,16 +143,21 @@ def _spec(crew: Crew, count: int, command: list[str]) -> WorkerSpec:
 class _Agent(LocalElasticAgent):
     """Elastic's agent, which hands signals on, says who has died, and lets the others end by themselves."""
 
-    def __init__(self, spec: WorkerSpec, logs: DefaultLogsSpecs, hub: "_Signals") -> None:
+    def __init__(self, spec: WorkerSpec, logs: DefaultLogsSpecs, relay: Relay) -> None:
         super().__init__(spec, logs, shutdown_timeout=15)
-        self._hub = hub
+        self._relay = relay
         self._since: float | None = None  # a worker has failed
         self.first_death: tuple[int, str] | None = None
+
+    def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
+        with held_back():
+            found: dict[int, Any] = super()._start_workers(worker_group)
+        return found
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         pids = {worker.global_rank: int(worker.id) for worker in worker_group.workers}
         codes = {rank: _code(pid) for rank, pid in pids.items()}
-        self._hub.hand_on([pid for rank, pid in pids.items() if codes[rank] is None])
+        self._relay.hand_on([pid for rank, pid in pids.items() if codes[rank] is None])
         if failed := {rank: code for rank, code in codes.items() if code}:
             self._note(failed, worker_group)
             waiting = any(code is None for code in codes.values())
@@ -174,33 +180,6 @@ class _Agent(LocalElasticAgent):
         host, port = worker_group.master_addr or "", worker_group.master_port or 0
         with suppress(RuntimeError):  # they find out by themselves, later
             tell(TCPStore(host, port, wait_for_workers=False), rank, {"code": 1, "reason": reason, "dead": True})
-
-
-class _Signals:
-    """Requests to stop, kept until there is a worker to hand them to."""
-
-    def __init__(self) -> None:
-        self.asked: list[signal.Signals] = []
-        self._handed_on = 0
-
-    def __enter__(self) -> None:
-        self._before = {number: signal.signal(number, self._hear) for number in _STOPPING}
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _hear(self, number: int, _: object) -> None:
-        self.asked.append(signal.Signals(number))
-
-    def hand_on(self, pids: list[int]) -> None:
-        """Send what has come since the last time, as one signal, to these processes."""
-        if len(self.asked) == self._handed_on:
-            return
-        self._handed_on = len(self.asked)
-        for pid in pids:
-            with suppress(ProcessLookupError):
-                os.kill(pid, self.asked[-1])
 
 
 def _code(pid: int) -> int | None:

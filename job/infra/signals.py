@@ -58,6 +58,7 @@ class StopSignal:
         self._watchdog.start()
         self._previous_wakeup = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         self._previous = {number: signal.signal(number, _ignore) for number in STOPPING}
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)  # what a launcher sent before now comes now
         os.register_at_fork(after_in_child=self._leave_to_parent)
         return self
 

@@ -32,6 +32,44 @@ def workers(process):
     return sorted(map(int, children))
 
 
+def listens(pid):
+    """Whether the process handles SIGTERM."""
+    handled = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigCgt"))
+    return bool(int(handled.split()[1], 16) & 1 << signal.SIGTERM - 1)
+
+
+def wait_until(said):
+    """Wait until `said()`, for a minute at most."""
+    until = time.monotonic() + 60
+    while not said():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def test_a_signal_before_there_is_a_worker(tmp_path):
+    """SIGTERM while the launcher imports torch: it ends with 75, and nobody was started."""
+    with start(World.create(tmp_path)) as job:
+        wait_until(lambda: listens(job.process.pid))
+        job.process.send_signal(signal.SIGTERM)
+        ending = job.ending()
+
+    assert ending.codes == {75}
+    assert ending.reason == "SIGTERM received before any process had begun"
+    assert not ending.events("processes start")
+
+
+def test_a_signal_before_the_workers_listen(tmp_path):
+    """SIGTERM while the workers import: it waits for them to listen, and all end with 75 as at any other time."""
+    with start(World.create(tmp_path)) as job:
+        job.until("processes start")
+        wait_until(lambda: [listens(pid) for pid in workers(job.process)] == [False, False])
+        job.process.send_signal(signal.SIGTERM)
+        ending = job.ending()
+
+    assert ending.codes == {75}
+    assert "SIGTERM received" in ending.reason
+
+
 @pytest.mark.slow
 def test_a_signal_is_handed_on_and_the_grace_waited_for(tmp_path):
     """SIGTERM to the launcher: both workers save the same step, and it ends with their 75 and their reason."""
