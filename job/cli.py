@@ -33,6 +33,7 @@ from job.cli_report import report
 from job.cli_serve import serve
 from job.cli_serve_test import serve_test
 from job.cli_weights import weights as weights_group
+from job.config import RuntimeConfig
 from job.errors import Interrupted, JobError
 from job.infra.endings import write_termination
 from job.infra.garbage import leave_garbage_at_exit, only_importing
@@ -149,7 +150,7 @@ def train(
     """
     session: Session = ctx.obj
     if crew := crew_of(processes, os.environ):
-        _launch(ctx, crew, resolve(preset, path, overrides).config.runtime.restarts)
+        _launch(ctx, crew, resolve(preset, path, overrides).config.runtime)
         return
     place, status = place_of(os.environ), session.status
     session.place = place
@@ -169,7 +170,7 @@ def train(
         options = {"restart_from_scratch": restart_from_scratch, "single_writer_unsafe": single_writer_unsafe}
         try:
             stop.check()
-            with join(place, stop, partial(_ended_by_another, session)) as ranks:
+            with join(place, stop, resolved.config.runtime.join_seconds, partial(_ended_by_another, session)) as ranks:
                 pretrain(resolved, stop, progress, status, ranks=ranks, **options)
         finally:
             stop.disarm()
@@ -205,12 +206,12 @@ def _summary(session: Session, place: Place, flags: str) -> Iterator[None]:
             print_json(session.status.plain())
 
 
-def _launch(ctx: click.Context, crew: Crew, restarts: int) -> None:
+def _launch(ctx: click.Context, crew: Crew, runtime: RuntimeConfig) -> None:
     """Train in processes of their own, and end as they do."""
     with Relay() as relay:
         from job.infra.launch import launch  # noqa: PLC0415 - torch loads only now
 
-        ended = launch(crew, sys.orig_argv[1:], restarts, relay)
+        ended = launch(crew, sys.orig_argv[1:], runtime, relay)
     status: RunStatus = ctx.obj.status
     status.step, status.val_loss = ended.said.get("step") or 0, ended.said.get("val_loss")
     status.checkpoint = ended.said.get("checkpoint")

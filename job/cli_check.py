@@ -7,13 +7,13 @@ from pathlib import Path
 
 import click
 
-from job import errors
 from job.checks.finding import Finding, exit_code
 from job.cli_options import config_options, json_option, print_json, resolve, single_writer_option
 from job.config_file import ResolvedConfig
 from job.errors import ConfigError, JobError
 
-_CLASSES = {cls.exit_code: cls for cls in vars(errors).values() if isinstance(cls, type) and issubclass(cls, JobError)}
+_KINDS: list[type[JobError]] = [JobError, *JobError.__subclasses__()]
+_CLASSES = {kind.exit_code: kind for kind in _KINDS}
 _COLUMNS, _LEAST = 32, 40  # characters: before what is said, and for it however narrow the terminal is
 _STYLES = {"ok": "green", "warning": "yellow", "error": "red"}
 

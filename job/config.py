@@ -319,12 +319,13 @@ class RuntimeConfig:
     deterministic: bool = False  # only algorithms that repeat bit for bit on a GPU
     parallel: Literal["auto", "ddp", "fsdp"] = "auto"  # of several processes: model whole in each, or in shards
     restarts: int = 3  # of the processes that --processes started, after one of them failed
+    join_seconds: float = 900.0  # that processes wait for others, whose machines may still have to be found
     threads: int | None = None  # of one process; unset: as many as the process may use
     grace_seconds: float = 30.0  # from the stop signal to the kill
 
     def __post_init__(self) -> None:
         _require(
-            *_positive("runtime", threads=self.threads),
+            *_positive("runtime", threads=self.threads, join_seconds=self.join_seconds),
             (self.restarts >= 0, f"runtime.restarts={self.restarts} must be at least 0"),
             (self.grace_seconds >= 0, f"runtime.grace_seconds={self.grace_seconds} must be at least 0"),
         )

@@ -5,6 +5,7 @@
     ├── DataError         65  a corpus or weights file was read and rejected
     ├── NotFoundError     66  something named is not there, or no record of a run is valid
     ├── StorageError      69  storage did not answer; a retry may succeed
+    │   └── UnreachableError  69  processes that are to train together have not met
     ├── DivergedError     70  the loss stopped being finite
     ├── FencedError       73  a newer attempt owns this run
     ├── Interrupted       75  asked to stop; start again to continue
@@ -52,6 +53,10 @@ class StorageError(JobError):
     """Storage could not be reached, or refused for a reason that may pass."""
 
     exit_code = os.EX_UNAVAILABLE
+
+
+class UnreachableError(StorageError):
+    """Processes that are to train together have not met: as with storage, a retry may succeed."""
 
 
 class DivergedError(JobError):

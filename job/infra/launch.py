@@ -7,6 +7,7 @@ they were given, and their code is the launcher's.
 
 import json
 import logging
+import math
 import os
 import signal
 import sys
@@ -21,13 +22,14 @@ from typing import Any
 
 import structlog
 import torch
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.rendezvous import RendezvousParameters
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
+from job.config import RuntimeConfig
 from job.errors import (
     AccessError,
     ConfigError,
@@ -36,7 +38,9 @@ from job.errors import (
     FencedError,
     Interrupted,
     NotFoundError,
+    UnreachableError,
 )
+from job.infra.meeting import too_long, wait_for_first
 from job.infra.peers import tell
 from job.infra.place import Crew
 from job.infra.relay import Relay, held_back
@@ -68,38 +72,47 @@ class Ended:
         return str(self.said.get("reason", f"ended with {self.code}"))
 
 
-def launch(crew: Crew, command: list[str], restarts: int, relay: Relay) -> Ended:
+def launch(crew: Crew, command: list[str], runtime: RuntimeConfig, relay: Relay) -> Ended:
     """Run `command` in every process of the crew, until all have succeeded or nothing is to be gained any more.
 
     Args:
         command: A Python command line without the interpreter.
-        restarts: How often all are started again after one failed, on one machine; on several the cluster does that.
+        runtime: Says how often all are started again after one failed, on one machine; on several the cluster does
+            that.
         relay: Hears requests to stop.
 
     Raises:
+        Interrupted: Asked to stop before any process had begun.
         ConfigError: There are no GPUs to count.
+        UnreachableError: The other machines have not come.
     """
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # what it says, is said here
-    left = restarts if crew.nodes == 1 else 0
+    left = runtime.restarts if crew.nodes == 1 else 0
     with tempfile.TemporaryDirectory(prefix="gpt-job-") as folder:
         while True:
-            ended = _run(crew, command, Path(folder), relay)
+            ended = _run(crew, command, Path(folder), runtime, relay)
             if ended.code in {0, *FINAL} or left == 0 or relay.asked:
                 return ended
             log.warning("processes are started again", code=ended.code, reason=ended.reason, restarts_left=left)
             left -= 1
 
 
-def _run(crew: Crew, command: list[str], folder: Path, relay: Relay) -> Ended:
+def _run(crew: Crew, command: list[str], folder: Path, runtime: RuntimeConfig, relay: Relay) -> Ended:
     count = _count(crew)
     termination = folder / "termination"
     termination.unlink(missing_ok=True)
-    if relay.asked:
-        return Ended(Interrupted.exit_code, {"reason": f"{relay.asked[0].name} received before any process had begun"})
+    relay.check()
     log.info("processes start", processes=count, nodes=crew.nodes, node_rank=crew.node_rank)
+    if crew.master and crew.node_rank > 0:
+        wait_for_first(crew.master, runtime.join_seconds, relay.check)
+    spec = _spec(crew, count, command, runtime.join_seconds)
+    agent = _Agent(spec, DefaultLogsSpecs(log_dir=str(folder / uuid.uuid4().hex)), relay)
     with _environment(TERMINATION_LOG=str(termination), TORCHELASTIC_SIGNALS_TO_HANDLE=_UNUSED):
-        agent = _Agent(_spec(crew, count, command), DefaultLogsSpecs(log_dir=str(folder / uuid.uuid4().hex)), relay)
-        result = agent.run()
+        try:
+            result = agent.run()
+        except DistError as error:  # its own store's: workers say how they end
+            reason = f"the {crew.nodes} machines have not met at {crew.master}{too_long(runtime.join_seconds)}"
+            raise UnreachableError(f"{reason} ({str(error).splitlines()[0]})") from error
     if not result.is_failed():
         return Ended(0, _read(termination))
     code, dead = agent.first_death or (0, "")
@@ -117,13 +130,13 @@ def _count(crew: Crew) -> int:
     raise ConfigError("--processes gpu: torch finds no GPU on this machine; say a number")
 
 
-def _spec(crew: Crew, count: int, command: list[str]) -> WorkerSpec:
+def _spec(crew: Crew, count: int, command: list[str], patience: float) -> WorkerSpec:
     where = {"backend": "c10d", "endpoint": "localhost:0", "local_addr": "127.0.0.1"}
     more: dict[str, Any] = {}
     run_id = uuid.uuid4().hex
     if crew.master:
         where, run_id = {"backend": "static", "endpoint": crew.master}, "gpt-job"
-        more["rank"] = crew.node_rank
+        more |= {"rank": crew.node_rank, "timeout": math.ceil(patience)}
     found = RendezvousParameters(run_id=run_id, min_nodes=crew.nodes, max_nodes=crew.nodes, **where, **more)
     host, _, port = (crew.master or "").rpartition(":")
     return WorkerSpec(

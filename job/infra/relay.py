@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Self
 
+from job.errors import Interrupted
 from job.infra.signals import STOPPING
 
 
@@ -26,6 +27,11 @@ class Relay:
 
     def _hear(self, number: int, _: object) -> None:
         self.asked.append(signal.Signals(number))
+
+    def check(self) -> None:
+        """Raise Interrupted when a request has come: nobody is there to hand it to."""
+        if self.asked:
+            raise Interrupted(f"{self.asked[0].name} received before any process had begun")
 
     def hand_on(self, pids: list[int]) -> None:
         """Send what has come since the last time, as one signal, to these processes."""

@@ -1,6 +1,7 @@
 """Several processes that train a run, and what they say to each other: JSON values, never pickles."""
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,14 +14,14 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from job.errors import Interrupted, JobError
+from job.errors import Interrupted, JobError, UnreachableError
+from job.infra.meeting import too_long, wait_for_first
 from job.infra.peers import TOGETHER, Peers, Store, error_of, plain
 from job.infra.place import Place
 from job.infra.ranks import ALONE, Ranks, Vote
 from job.infra.signals import StopSignal
 
 T = TypeVar("T")
-_JOIN = 900.0  # seconds that ranks wait for each other to come
 _FOREVER = timedelta(days=30)  # a collective may wait for a download; whether the others live is said elsewhere
 _LOOK = 0.01  # seconds between two looks into the store
 
@@ -115,56 +116,68 @@ class Together:
 
 
 @contextmanager
-def join(place: Place, stop: StopSignal, ended: Callable[[JobError], None]) -> Iterator[Ranks]:
+def join(place: Place, stop: StopSignal, patience: float, ended: Callable[[JobError], None]) -> Iterator[Ranks]:
     """The ranks of this run inside the block, which all of them leave together and for the same reason.
 
     Args:
         place: Which of them this process is.
         stop: Heard while the others are waited for.
+        patience: Seconds that the others may take to come.
         ended: Called with the reason of another rank, when this process hangs and is ended at once.
 
     Raises:
+        UnreachableError: They have not come.
         JobError: Another rank has ended; the reason names it, the code is its own. `adopted` is set on
             what the first rank says too.
     """
     if place.world_size == 1:
         yield ALONE
         return
-    ranks, peers = _meet(place, stop, ended)
+    ranks, peers = _meet(place, stop, patience, ended)
     try:
         with ranks.explaining():
             yield ranks
             ranks.total(0)  # nobody goes before the last one is done
     except Exception as error:
-        patience = TOGETHER if ranks.leads else 0.0  # the others break the connections on which this one may wait
+        leisure = TOGETHER if ranks.leads else 0.0  # the others break the connections on which this one may wait
         if isinstance(error, Interrupted) and stop.requested:
-            patience = min(stop.remaining(), 1e9)
-        if peers.leave(error, patience):
+            leisure = min(stop.remaining(), 1e9)
+        if peers.leave(error, leisure):
             error.adopted = True  # type: ignore[attr-defined]
         raise
     peers.close()
     dist.destroy_process_group()
 
 
-def _meet(place: Place, stop: StopSignal, ended: Callable[[JobError], None]) -> tuple[Together, Peers]:
-    until = time.monotonic() + _JOIN
+def _meet(place: Place, stop: StopSignal, patience: float, ended: Callable[[JobError], None]) -> tuple[Together, Peers]:
     try:
-        store = next(rendezvous("env://", timeout=timedelta(seconds=_JOIN)))[0]
+        store = _all_here(place, stop, patience)
     except RuntimeError as error:
-        raise JobError(f"rank {place.rank} cannot reach the first rank: {str(error).splitlines()[0]}") from error
-    here = store.add("here", 1)
-    while here < place.world_size:
-        stop.check()
-        if time.monotonic() > until:
-            raise JobError(f"only {here} of {place.world_size} ranks have come in {_JOIN:g} s; start again")
-        time.sleep(0.05)
-        here = store.add("here", 0)
+        said = str(error).splitlines()[0]
+        raise UnreachableError(f"the first rank has gone before all had come; start again ({said})") from error
     peers = Peers(store.clone(), place.rank, place.world_size, ended)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     own = PrefixStore("group", store)
     dist.init_process_group(backend, store=own, rank=place.rank, world_size=place.world_size, timeout=_FOREVER)
     group = dist.new_group(backend="gloo", timeout=_FOREVER)
     return Together(place, store.clone(), group, peers), peers
+
+
+def _all_here(place: Place, stop: StopSignal, patience: float) -> Any:
+    """The TCPStore in which all ranks have met."""
+    until = time.monotonic() + patience
+    if place.rank > 0:
+        wait_for_first(f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}", patience, stop.check)
+    # As the only one: it would wait for the others, and hear no signal.
+    store = next(rendezvous("env://", place.rank, 1, timeout=timedelta(seconds=patience)))[0]
+    here = store.add("here", 1)
+    while here < place.world_size:
+        stop.check()
+        if time.monotonic() > until:
+            raise UnreachableError(f"only {here} of {place.world_size} ranks have come{too_long(patience)}")
+        time.sleep(0.05)
+        here = store.add("here", 0)
+    return store
 
 
 def _is_broken(error: BaseException) -> bool:

@@ -54,7 +54,7 @@ def test_a_signal_before_there_is_a_worker(tmp_path):
         ending = job.ending()
 
     assert ending.codes == {75}
-    assert ending.reason == "SIGTERM received before any process had begun"
+    assert ending.reason == "Interrupted: SIGTERM received before any process had begun"
     assert not ending.events("processes start")
 
 

@@ -26,7 +26,7 @@ from tests.k8s.manifests import (
 
 pytestmark = pytest.mark.slow
 
-RETRIED = {errors.JobError, errors.StorageError, errors.FencedError, errors.Interrupted}
+RETRIED = {errors.JobError, errors.StorageError, errors.UnreachableError, errors.FencedError, errors.Interrupted}
 FINAL = {2} | {
     cls.exit_code
     for cls in vars(errors).values()

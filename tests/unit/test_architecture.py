@@ -135,6 +135,7 @@ def test_exit_codes_are_sysexits():
         "DataError": 65,
         "NotFoundError": 66,
         "StorageError": 69,
+        "UnreachableError": 69,
         "DivergedError": 70,
         "FencedError": 73,
         "Interrupted": 75,

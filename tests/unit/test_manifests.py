@@ -28,7 +28,7 @@ POD = BASE["spec"]["template"]["spec"]
 ALERTS = yaml.safe_load((MONITORING / "alerts.yaml").read_text())
 README = (K8S / "README.md").read_text()
 
-RETRIED = {"JobError", "StorageError", "FencedError", "Interrupted"}
+RETRIED = {"JobError", "StorageError", "UnreachableError", "FencedError", "Interrupted"}
 KUBE = re.compile(r"\bkube_\w+")
 
 
