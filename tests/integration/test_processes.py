@@ -46,6 +46,18 @@ def wait_until(said):
         time.sleep(0.01)
 
 
+def test_two_to_the_end(tmp_path):
+    """Both workers train, it ends with their 0, and the first one's summary is all that stdout says."""
+    world = World.create(tmp_path)
+    ending = start_and_end(world, "training.max_steps=10")
+    [begun] = [event for event in world.history() if event["event"] == "run started"]
+
+    assert ending.code == ending.termination["code"] == 0, ending.stderr
+    assert ending.summary["status"] == "complete"
+    assert ending.summary["step"] == world.saved()[-1] == 10
+    assert (begun["numerics"]["world_size"], len(ending.stdout.splitlines())) == (2, 1)
+
+
 def test_a_signal_before_there_is_a_worker(tmp_path):
     """SIGTERM while the launcher imports torch: it ends with 75, and nobody was started."""
     with start(World.create(tmp_path)) as job:
