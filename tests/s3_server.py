@@ -20,6 +20,8 @@ from typing import Any
 import boto3.session
 from botocore.config import Config
 
+from tests.ports import free_ports
+
 _SERVERS = ("proxy", "account", "container", "object")
 _START_SECONDS = 60
 
@@ -37,7 +39,7 @@ class S3Server:
 
     def __init__(self, folder: Path, venv: Path) -> None:
         self._folder, self._bin = folder, venv / "bin"
-        self._ports = dict(zip(_SERVERS, _free_ports(len(_SERVERS)), strict=True))
+        self._ports = dict(zip(_SERVERS, free_ports(len(_SERVERS)), strict=True))
         self._processes: list[subprocess.Popen[bytes]] = []
         self.ca = folder / "cert.pem"
         self.endpoint = f"https://127.0.0.1:{self._ports['proxy']}"
@@ -129,16 +131,6 @@ class S3Server:
             return proxy.getresponse().read() == b"OK"
         except OSError:
             return False
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 def make_certificate(folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -13,6 +12,7 @@ from tests.chaos.commands import _command
 from tests.chaos.harness import Plan, ended, launch
 from tests.chaos.outcome import Outcome, outcome
 from tests.integration.command import Ending, World, assignments
+from tests.ports import free_ports
 
 
 def train(
@@ -29,7 +29,7 @@ def train(
         before: By rank, what is called in its process before the command.
     """
     before = before or {}
-    port, words = free_port(), ["train", "--config", "run.toml", *assignments(*settings)]
+    (port,), words = free_ports(1), ["train", "--config", "run.toml", *assignments(*settings)]
     notes = [Path(tempfile.mkdtemp(prefix="ended-", dir=world.folder)) for _ in plans]
     processes = [
         launch(_command, plan, world.folder, note, words, partial(become, rank, len(plans), port, before.get(rank)))
@@ -61,12 +61,6 @@ def ending(code: int, notes: Path) -> Ending:
     termination = notes / "termination"
     said = json.loads(termination.read_bytes()) if termination.exists() else {}
     return Ending(code, (notes / "stdout").read_text(), (notes / "stderr").read_text(), said)
-
-
-def free_port() -> int:
-    """A port of this machine that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 def codes(endings: Sequence[Ending]) -> list[int]:
