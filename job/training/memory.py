@@ -29,6 +29,9 @@ class Memory:
         optimizer: Moments of each parameter: two of AdamW's, one of Muon's.
         head: What the loss takes beside its own gradient.
         tied: The second gradient of an embedding that is the head too, until the two are added.
+        buckets: DDP's room for all gradients, from which they travel; those of a pass come beside it.
+        whole: What FSDP has whole of a model in shards during a pass: all that is in no block, and its gradients.
+        whole_blocks: Of two blocks the parameters, and of one the gradients and the copy of them that travels.
         casts: Of parameters, in the precision of the products, kept for the backward pass.
         a_sequence: Activations of one sequence, kept for its backward pass.
         sequences: How many pass at once.
@@ -41,6 +44,9 @@ class Memory:
     optimizer: int
     head: int
     tied: int
+    buckets: int
+    whole: int
+    whole_blocks: int
     casts: int
     a_sequence: int
     sequences: int
@@ -57,13 +63,19 @@ class Memory:
         """At most at a time in a training step, as the process's memory shows it."""
         return self.with_sequences(self.sequences)
 
-    def with_sequences(self, count: int) -> int:
+    @property
+    def tensors(self) -> int:
+        """The same of tensors alone, were all memory given back that is freed."""
+        return self.with_sequences(self.sequences, slack=0.0)
+
+    def with_sequences(self, count: int, slack: float = _SLACK) -> int:
         """`step`, if so many sequences passed at once."""
         gradients = self.gradients + self.tied
-        forward = self.head + self.casts + count * self.a_sequence
+        forward = max(self.head, self.whole_blocks) + self.casts + count * self.a_sequence
         if self.passes > 1 or count < self.sequences:
             forward += gradients
-        return round(self.model + self.optimizer + (1 + _SLACK) * max(gradients, forward))
+        stays = self.model + self.optimizer + self.buckets
+        return round(stays + (1 + slack) * (self.whole + max(gradients, forward)))
 
     def sequences_within(self, total: int) -> int:
         """The most sequences at once, a power of two, whose step fits `total` bytes; 0 when none does."""
@@ -72,8 +84,8 @@ class Memory:
 
     def plain(self) -> dict[str, Any]:
         """As JSON values."""
-        names = ("model", "gradients", "optimizer", "head", "tied", "casts", "activations", "snapshot", "step")
-        return {name: getattr(self, name) for name in names}
+        names = ("model", "gradients", "optimizer", "head", "tied", "buckets", "whole", "whole_blocks", "casts")
+        return {name: getattr(self, name) for name in (*names, "activations", "snapshot", "step")}
 
 
 def estimate(config: Config, vocab_size: int, numerics: Numerics, device: torch.device) -> Memory:
@@ -93,13 +105,19 @@ def estimate(config: Config, vocab_size: int, numerics: Numerics, device: torch.
     optimizer = 2 * state - _FLOAT * matrices
     tokens = per_pass * config.model.context_length
     width = 4 if numerics.precision == "fp32" else 2
-    shares = numerics.world_size if numerics.parallel == "fsdp" else 1
+    several, sharded = numerics.world_size > 1, numerics.parallel == "fsdp"
+    shares = numerics.world_size if sharded else 1
+    a_block = _FLOAT * sum(parameter.numel() for parameter in whole.h[0].parameters())
+    rest = state - config.model.n_layer * a_block
     return Memory(
         model=state // shares,
         gradients=state // shares,
         optimizer=optimizer // shares,
         head=head_bytes(tokens, vocab_size, config.model.n_embd, width),
-        tied=_FLOAT * vocab_size * config.model.n_embd if config.model.tie_weights else 0,
+        tied=_FLOAT * vocab_size * config.model.n_embd if config.model.tie_weights and not sharded else 0,
+        buckets=state if several and not sharded else 0,
+        whole=2 * rest if sharded else 0,
+        whole_blocks=4 * a_block if sharded else 0,
         casts=max(0, fixed_of_one + more * (fixed_of_two - fixed_of_one)),
         a_sequence=of_one + more * (of_two - of_one),
         sequences=per_pass,

@@ -19,7 +19,7 @@ class Pass(NamedTuple):
     Args:
         rows: Which of the rank's sequences.
         weight: What their mean loss counts in the gradients that the ranks average.
-        last: Whether gradients are to be summed over the ranks after it.
+        last: Whether it is the last of the step.
     """
 
     rows: slice
@@ -37,7 +37,7 @@ class Parallel(Protocol):
         """How the rank's `rows` sequences of a step are cut; as many passes on every rank."""
 
     def syncing(self, last: bool) -> AbstractContextManager[object]:
-        """The block of a pass; only the last one of a step makes the ranks talk about gradients."""
+        """The block of a pass, in which gradients are summed over the ranks; with DDP only in the `last` of a step."""
 
     def total(self, loss: Tensor) -> Tensor:
         """The loss of the whole batch from the sums of weighted losses of each rank."""

@@ -3,13 +3,12 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -103,13 +102,10 @@ class Sharded(_Spread):
             fully_shard(block, mesh=mesh)
         fully_shard(model, mesh=mesh, reshard_after_forward=True)  # else parameters are others after an evaluation
         register_fsdp_forward_method(model, "next_logits")
-        self._model = cast(FSDPModule, model)
         self.forward = model
 
     def syncing(self, last: bool) -> AbstractContextManager[object]:
-        self._model.set_requires_gradient_sync(last)
-        self._model.set_is_last_backward(last)
-        return nullcontext()
+        return nullcontext()  # gradients that are not summed and shared out after each pass stay whole on every rank
 
     def number(self, norm: Tensor) -> Tensor:
         return norm.full_tensor() if isinstance(norm, DTensor) else norm

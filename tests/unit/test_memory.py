@@ -22,7 +22,8 @@ def room():
 
 def need(gib, a_sequence=GIB, sequences=16):
     """So much for the state, and for a sequence with what the C library keeps of it."""
-    parts = {"gradients": 0, "optimizer": 0, "head": 0, "tied": 0, "casts": 0, "snapshot": 0, "passes": 2}
+    names = ("gradients", "optimizer", "head", "tied", "buckets", "whole", "whole_blocks", "casts", "snapshot")
+    parts = {"passes": 2, **dict.fromkeys(names, 0)}
     return Memory(model=gib * GIB, a_sequence=round(a_sequence / 1.3), sequences=sequences, **parts)
 
 

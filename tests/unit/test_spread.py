@@ -11,9 +11,12 @@ from job.config_file import load_config
 from job.data.loader import Batch
 from job.infra.device import choose_numerics
 from job.infra.place import Place
+from job.model.gpt import GPT
 from job.training.learner import build_learner
+from job.training.spread import Sharded
 
 VOCABULARY, ROWS = 64, 6
+SHAPE = ("model.n_layer=3", "model.n_embd=256", "model.n_head=4", "model.context_length=8", "model.dropout=0")
 
 
 @pytest.fixture
@@ -25,8 +28,7 @@ def ranks():
 
 
 def learner_of(ranks, *settings):
-    shape = ("model.n_layer=3", "model.n_embd=256", "model.n_head=4", "model.context_length=8", "model.dropout=0")
-    config = load_config(overrides=[*shape, f"training.batch_size={2 * ROWS}", "runtime.device=cpu", *settings]).config
+    config = load_config(overrides=[*SHAPE, f"training.batch_size={2 * ROWS}", "runtime.device=cpu", *settings]).config
     numerics = choose_numerics(config.runtime, None, ranks.place)
     return build_learner(config, numerics, VOCABULARY, False, ranks)
 
@@ -56,3 +58,15 @@ def test_gradients_travel_once_a_step(ranks, rows_per_pass, passes):
     assert steps == [passes, passes]
     assert len(set(buckets)) > 1
     assert sorted(buckets) == sorted(2 * list(set(buckets)))
+
+
+def test_shards_are_shared_out_after_each_pass(ranks):
+    """With FSDP a rank has its share of the gradients after each pass; without, it would have all of them whole."""
+    ranks.place = Place()
+    model = GPT(load_config(overrides=SHAPE).config.model, VOCABULARY)
+    sharded, tokens = Sharded(model, ranks, ROWS, torch.device("cpu")), torch.zeros(1, 8, dtype=torch.int64)
+    for _, _, last in sharded.passes(ROWS, 2):
+        with sharded.syncing(last):
+            torch.autograd.backward(sharded.forward(tokens, tokens))
+
+        assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
