@@ -18,7 +18,7 @@ from job.config import Config
 from job.config_file import ResolvedConfig
 from job.data.reachable import Reached
 from job.errors import ConfigError, JobError, StorageError
-from job.infra.place import place_of
+from job.infra.place import Place, crew_of, place_of
 
 if TYPE_CHECKING:
     from job.infra.device import Numerics
@@ -29,13 +29,16 @@ _NETWORK_SECONDS = 8.0  # after which whoever has not answered is said not to
 log = structlog.get_logger(__name__)
 
 
-def check(resolved: ResolvedConfig | ConfigError, single_writer_unsafe: bool = False) -> Iterator[Finding]:
+def check(
+    resolved: ResolvedConfig | ConfigError, single_writer_unsafe: bool = False, processes: str | None = None
+) -> Iterator[Finding]:
     """Findings as they are made, all of them: none keeps the others from being made.
 
     What waits for others runs meanwhile in threads; torch is imported after the first answers.
 
     Args:
         resolved: The run's config, or all that is wrong with it; the machine is looked at all the same.
+        processes: What `train --processes` would be given.
     """
     if isinstance(resolved, ConfigError):
         yield from (problem("settings", ConfigError(said), "change the setting") for said in resolved.problems)
@@ -57,7 +60,7 @@ def check(resolved: ResolvedConfig | ConfigError, single_writer_unsafe: bool = F
     tokenizer = _Asked("tokenizer", partial(_tokenizer, config, reached, outlooks))
     yield from tokenizer.answer()
     outlook = outlooks[0] if outlooks else Outlook(text.GPT2, False, None, None)
-    yield from _computing(config, outlook)
+    yield from _computing(config, outlook, processes)
     for one in asked[1:]:
         yield from one.answer()
 
@@ -77,16 +80,18 @@ def _of_torch() -> Iterator[Finding]:
     yield from _made("autograd", lambda: [autograd(torch.device("cpu"))])
 
 
-def _computing(config: Config, outlook: Outlook) -> Iterator[Finding]:
+def _computing(config: Config, outlook: Outlook, asked: str | None) -> Iterator[Finding]:
     """What needs torch: gradients, device, memory, disk for what a run saves, and time."""
     import torch  # noqa: PLC0415 - the first answers come without it
 
     from job.checks import compute  # noqa: PLC0415
 
     chosen: list[Numerics] = []
+    places: list[Place] = []
 
     def device() -> Iterator[Finding]:
-        finding, numerics = compute.device(config, place_of(os.environ))
+        places.append(_place(asked))
+        finding, numerics = compute.device(config, places[0])
         chosen.extend([numerics] if numerics else [])
         yield finding
 
@@ -95,11 +100,12 @@ def _computing(config: Config, outlook: Outlook) -> Iterator[Finding]:
     if not chosen:
         yield from _made("disk", lambda: machine.disk(config, compute.state_bytes(config, outlook), outlook.bytes))
         return
-    [numerics] = chosen
+    [numerics], [place] = chosen, places
+    yield from _made("processes", lambda: compute.processes(config, place, numerics))
     needed: list[Memory] = []
 
     def memory() -> Iterator[Finding]:
-        judged, need = compute.memory(config, outlook, numerics)
+        judged, need = compute.memory(config, outlook, numerics, place)
         needed.append(need)
         yield from judged
 
@@ -109,6 +115,17 @@ def _computing(config: Config, outlook: Outlook) -> Iterator[Finding]:
     saved = needed[0].snapshot if needed else compute.state_bytes(config, outlook)
     yield from _made("disk", lambda: machine.disk(config, saved, outlook.bytes))
     yield from _made("time", lambda: [compute.step(config, outlook, numerics, fits)])
+
+
+def _place(processes: str | None) -> Place:
+    """The first place among those that train would start, or the one that this process has."""
+    from job.infra.device import processes_of  # noqa: PLC0415 - torch is there by now
+
+    crew = crew_of(processes, os.environ)
+    if crew is None:
+        return place_of(os.environ)
+    here = processes_of(crew)
+    return Place(world_size=crew.nodes * here, local_world_size=here)
 
 
 @contextmanager

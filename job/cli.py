@@ -25,6 +25,7 @@ from job.cli_options import (
     json_option,
     model_options,
     print_json,
+    processes_option,
     resolve,
     single_writer_option,
     weights_option,
@@ -128,7 +129,7 @@ def main(ctx: click.Context, log_format: LogFormat, verbose: bool) -> None:
 @config_options
 @click.option("--restart-from-scratch", is_flag=True, help="Leave the run's checkpoints behind and begin at step 0.")
 @single_writer_option
-@click.option("--processes", metavar="N|gpu", help="Train with N processes, or one for each GPU of this machine.")
+@processes_option
 @click.option("--ephemeral", is_flag=True, help="In the image: keep the run in the container, to be gone with it.")
 @click.pass_context
 def train(

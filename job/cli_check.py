@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from job.checks.finding import Finding, exit_code
-from job.cli_options import config_options, json_option, print_json, resolve, single_writer_option
+from job.cli_options import config_options, json_option, print_json, processes_option, resolve, single_writer_option
 from job.config_file import ResolvedConfig
 from job.errors import ConfigError, JobError
 
@@ -21,9 +21,15 @@ _STYLES = {"ok": "green", "warning": "yellow", "error": "red"}
 @click.command()
 @config_options
 @single_writer_option
+@processes_option
 @json_option
 def check(
-    preset: str | None, path: Path | None, overrides: tuple[str, ...], single_writer_unsafe: bool, as_json: bool
+    preset: str | None,
+    path: Path | None,
+    overrides: tuple[str, ...],
+    single_writer_unsafe: bool,
+    processes: str | None,
+    as_json: bool,
 ) -> None:
     """Look, in seconds and without a download, whether the run that the config describes can succeed here.
 
@@ -33,12 +39,13 @@ def check(
 
     \b
     gpt-job check --preset gpt2-124m --set run_uri=s3://bucket/run
+    gpt-job check --preset gpt2-1558m --processes 8 --set runtime.parallel=fsdp
     gpt-job check --config run.toml --json
     """
     from job.check import check as run  # noqa: PLC0415 - numpy loads only now, and torch after the first answers
 
     found: list[Finding] = []
-    for finding in run(_resolved(preset, path, overrides), single_writer_unsafe):
+    for finding in run(_resolved(preset, path, overrides), single_writer_unsafe, processes):
         found.append(finding)
         if not as_json:
             _show(finding)

@@ -20,6 +20,9 @@ weights_option = click.option(
 single_writer_option = click.option(
     "--single-writer-unsafe", is_flag=True, help="Use a store without conditional writes: nobody else writes."
 )
+processes_option = click.option(
+    "--processes", metavar="N|gpu", help="Train with N processes, or one for each GPU of this machine."
+)
 _RUN = click.option("--run", "run_uri", help="Folder or s3:// address of a run; unset: the config's own.")
 
 

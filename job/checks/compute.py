@@ -13,13 +13,14 @@ from job.checks.text import Outlook
 from job.config import Config
 from job.errors import ConfigError, JobError
 from job.infra.device import Numerics, apply_numerics
-from job.infra.place import Place
+from job.infra.place import ALONE, Place
 from job.infra.progress import duration, short
 from job.model.gpt import GPT, unfilled
 from job.training.flops import training_flops_per_token
 from job.training.memory import Memory, estimate, slice_of
 from job.training.numerics import own_numerics
 from job.training.optimizer import build_optimizer
+from job.training.parallel import require_sequences
 from job.training.timetable import total_steps
 
 _WHOLE = {"cuda": 6e13}  # FLOPs of a pass, about a second: more are extrapolated from slices of the model
@@ -55,28 +56,46 @@ def device(config: Config, place: Place) -> tuple[Finding, Numerics | None]:
     return Finding(about="device", said=said, facts=numerics.plain()), numerics
 
 
+def processes(config: Config, place: Place, numerics: Numerics) -> Iterator[Finding]:
+    """Whether so many can train together here; nothing is said of one alone."""
+    here = place.local_world_size
+    if place.world_size == 1:
+        return
+    said = f"{place.world_size} train together ({numerics.parallel}), {here} on this machine"
+    yield Finding(about="processes", said=said)
+    require_sequences(config, place.world_size)
+    if numerics.device == "cuda" and (found := torch.cuda.device_count()) < here:
+        raise ConfigError(f"{here} processes on this machine need as many GPUs; it has {found}")
+
+
 def state_bytes(config: Config, outlook: Outlook) -> int:
     """Of a checkpoint, as long as no device is known: parameters and two moments of each."""
     return 3 * 4 * unfilled(config.model, outlook.vocab_size, "meta").parameter_count
 
 
-def memory(config: Config, outlook: Outlook, numerics: Numerics) -> tuple[Iterator[Finding], Memory]:
+def memory(
+    config: Config, outlook: Outlook, numerics: Numerics, place: Place = ALONE
+) -> tuple[Iterator[Finding], Memory]:
     """Whether training fits; the host also holds the copy that a checkpoint is written from."""
     need = estimate(config, outlook.vocab_size, numerics, torch.device(numerics.device))
-    return _judged(config, need, numerics), need
+    return _judged(config, need, numerics, place), need
 
 
-def _judged(config: Config, need: Memory, numerics: Numerics) -> Iterator[Finding]:
+def _judged(config: Config, need: Memory, numerics: Numerics, place: Place) -> Iterator[Finding]:
+    here = place.local_world_size
+    snapshots = need.snapshot * here // place.world_size  # each process has its share
+    each = f" in each of {here} processes" if here > 1 else ""
     parts = ", ".join(
         f"{name} {size(need.plain()[name])}" for name in ("model", "gradients", "optimizer", "activations")
     )
     if numerics.device == "cuda":
         free, _ = torch.cuda.mem_get_info()
-        yield _room("memory: GPU", f"a step takes about {size(need.step)} ({parts})", need.step, free, config)
-        yield _room("memory: host", f"checkpoints take {size(need.snapshot)}", need.snapshot, memory_limit(), config)
+        said = f"a step takes about {size(need.step)}{each} ({parts})"
+        yield _room("memory: GPU", said, need.step, free, config, need)
+        yield _room("memory: host", f"checkpoints take {size(snapshots)}", snapshots, memory_limit(), config)
         return
-    total = need.step + need.snapshot
-    said = f"a step takes about {size(need.step)} ({parts}), checkpoints {size(need.snapshot)}"
+    total = here * need.step + snapshots
+    said = f"a step takes about {size(need.step)}{each} ({parts}), checkpoints {size(snapshots)}"
     yield _room("memory", said, total, memory_limit(), config, need)
 
 
@@ -112,6 +131,8 @@ def step(config: Config, outlook: Outlook, numerics: Numerics, fits: bool) -> Fi
     tokens = config.tokens_per_step / seconds
     steps = total_steps(config.training, _windows(config, outlook)) if _has_end(config, outlook) else None
     how = "measured" if speed.measured else "extrapolated from two blocks"
+    if numerics.world_size > 1:
+        how += f", for one of {numerics.world_size} processes: what they say to each other comes on top"
     said = f"{seconds:.3g} s a step ({how}), {short(tokens)} tokens a second"
     facts = {"seconds": seconds, "tokens_per_second": tokens, "measured": speed.measured, "steps": steps}
     if steps is None:

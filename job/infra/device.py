@@ -15,7 +15,7 @@ import torch
 
 from job.config import RuntimeConfig
 from job.errors import ConfigError
-from job.infra.place import ALONE, Place
+from job.infra.place import ALONE, Crew, Place
 from job.infra.volumes import IMAGE_MARK
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -131,6 +131,15 @@ def take_own_gpu(numerics: Numerics, place: Place) -> None:
         if (found := torch.cuda.device_count()) <= place.local_rank:
             raise ConfigError(f"{place.local_world_size} processes on this machine need as many GPUs; it has {found}")
         torch.cuda.set_device(place.local_rank)
+
+
+def processes_of(crew: Crew) -> int:
+    """How many processes a crew has on this machine. ConfigError when its GPUs are to be counted and there are none."""
+    if crew.processes != "gpu":
+        return crew.processes
+    if found := torch.cuda.device_count():
+        return found
+    raise ConfigError("--processes gpu: torch finds no GPU on this machine; say a number")
 
 
 def gpu_use() -> dict[str, float]:

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import structlog
-import torch
 from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
@@ -40,6 +39,7 @@ from job.errors import (
     NotFoundError,
     UnreachableError,
 )
+from job.infra.device import processes_of
 from job.infra.meeting import too_long, wait_for_first
 from job.infra.peers import tell
 from job.infra.place import Crew
@@ -98,7 +98,7 @@ def launch(crew: Crew, command: list[str], runtime: RuntimeConfig, relay: Relay)
 
 
 def _run(crew: Crew, command: list[str], folder: Path, runtime: RuntimeConfig, relay: Relay) -> Ended:
-    count = _count(crew)
+    count = processes_of(crew)
     termination = folder / "termination"
     termination.unlink(missing_ok=True)
     relay.check()
@@ -120,14 +120,6 @@ def _run(crew: Crew, command: list[str], folder: Path, runtime: RuntimeConfig, r
         code = max(failure.exitcode for failure in result.failures.values())
     said = _read(termination)
     return Ended(code, said if said.get("code") == code else {**said, "reason": dead or f"ended with {code}"})
-
-
-def _count(crew: Crew) -> int:
-    if crew.processes != "gpu":
-        return crew.processes
-    if found := torch.cuda.device_count():
-        return found
-    raise ConfigError("--processes gpu: torch finds no GPU on this machine; say a number")
 
 
 def _spec(crew: Crew, count: int, command: list[str], patience: float) -> WorkerSpec:

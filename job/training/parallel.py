@@ -9,6 +9,8 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
+from job.config import Config
+from job.errors import ConfigError
 from job.infra.ranks import ALONE, Ranks
 from job.model.gpt import GPT
 
@@ -53,6 +55,14 @@ class Parallel(Protocol):
 
     def whole(self, model: GPT) -> GPT:
         """The model with plain parameters: itself, or on rank 0 a copy in host memory."""
+
+
+def require_sequences(config: Config, world_size: int) -> None:
+    """Raise ConfigError when there are more ranks than sequences in a batch."""
+    if (batch_size := config.training.batch_size) < world_size:
+        raise ConfigError(
+            f"training.batch_size={batch_size} is too small for {world_size} processes: one each at least"
+        )
 
 
 class Whole:

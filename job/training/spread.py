@@ -13,11 +13,10 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from job.config import Config
-from job.errors import ConfigError
 from job.infra.device import Numerics
 from job.infra.ranks import Ranks
 from job.model.gpt import GPT
-from job.training.parallel import Pass
+from job.training.parallel import Pass, require_sequences
 
 
 class _Spread:
@@ -145,10 +144,7 @@ def spread(model: GPT, config: Config, numerics: Numerics, ranks: Ranks, device:
         ConfigError: There are more ranks than sequences in a batch.
     """
     world_size, batch_size = ranks.place.world_size, config.training.batch_size
-    if batch_size < world_size:
-        raise ConfigError(
-            f"training.batch_size={batch_size} is too small for {world_size} processes: one each at least"
-        )
+    require_sequences(config, world_size)
     sharded = numerics.parallel == "fsdp"
     found = Sharded(model, ranks, batch_size, device) if sharded else Replicated(model, ranks, batch_size)
     rows = min(config.training.rows_per_pass, math.ceil(batch_size / world_size))

@@ -23,6 +23,7 @@ from job.infra.device import choose_numerics
 from tests.unit.data_support import Plan, config_for, no_store, serving
 
 CONFIG = load_config().config
+needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to count")
 
 
 def resolved(*settings, preset="quickstart"):
@@ -86,6 +87,38 @@ def test_every_wrong_setting_and_the_machine_too():
 
     assert by_level(found) == [("settings", 78), ("settings", 78)]
     assert found[-1].about == "autograd"
+
+
+def test_several_processes(tmp_path):
+    """What each of two needs is said, all that the machine needs is judged, and a step is one process's."""
+    settings = resolved(f"run_uri={tmp_path}/run", f"data.cache_dir={tmp_path}/cache", "runtime.parallel=fsdp")
+    alone, two = ({one.about: one for one in check(settings, processes=asked)} for asked in (None, "2"))
+    share, whole = two["memory"].facts, alone["memory"].facts
+
+    assert "processes" not in alone
+    assert two["processes"].said == "2 train together (fsdp), 2 on this machine"
+    assert (share["optimizer"], share["snapshot"]) == (whole["optimizer"] // 2, whole["snapshot"])
+    assert share["needed"] == 2 * share["step"] + share["snapshot"]
+    assert "for one of 2 processes" in two["time"].said
+
+
+@pytest.mark.parametrize(
+    ("processes", "about", "said"),
+    [
+        ("two", "device", "--processes='two' must be a number from 1 to 4095"),
+        ("64", "processes", "training.batch_size=16 is too small for 64 processes"),
+        pytest.param("gpu", "device", "--processes gpu: torch finds no GPU", marks=needs_no_gpu),
+    ],
+)
+def test_processes_that_cannot_be(tmp_path, processes, about, said):
+    """A number that is none, more processes than sequences, GPUs that are not there: 78, and the rest is said too."""
+    settings = resolved(f"run_uri={tmp_path}/run", f"data.cache_dir={tmp_path}/cache")
+    found = list(check(settings, processes=processes))
+    [wrong] = [one for one in found if one.level == "error"]
+
+    assert (wrong.about, wrong.code) == (about, 78)
+    assert wrong.said.startswith(said)
+    assert "storage" in {one.about for one in found}
 
 
 DRIVER = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  {}  Thu Oct 19 18:56:32 UTC 2023\nGCC version:  gcc 12.3.0\n"
