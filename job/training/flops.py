@@ -5,8 +5,22 @@ import torch
 from job.infra.device import Numerics
 from job.model.gpt import GPT
 
-# Dense bf16 peaks from NVIDIA's datasheets, FLOP/s.
-_PEAKS = {"H200": 989e12, "H100": 989e12, "GH200": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "V100": 125e12}
+# Dense peaks from NVIDIA's datasheets, FLOP/s: bf16, of the V100 fp16. All words of a key are in the GPU's name; the
+# first that fits counts, so those with more words stand before those with less.
+_PEAKS = {
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H200 NVL": 835e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "GH200": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L40": 181e12,
+    "L4": 121e12,
+    "V100 PCIE": 112e12,
+    "V100": 125e12,
+}
 
 
 def training_flops_per_token(model: GPT) -> float:
@@ -23,8 +37,8 @@ def training_flops_per_token(model: GPT) -> float:
 
 def datasheet_peak() -> float | None:
     """Dense bf16 FLOP/s of the present GPU by its maker's datasheet; None where it is not known."""
-    name = torch.cuda.get_device_name()
-    return next((peak for part, peak in _PEAKS.items() if part in name), None)
+    words = set(torch.cuda.get_device_name().replace("-", " ").split())
+    return next((peak for named, peak in _PEAKS.items() if words.issuperset(named.split())), None)
 
 
 def mfu(model: GPT, numerics: Numerics, tokens_per_second: float) -> float | None:
