@@ -48,7 +48,7 @@ def own_numerics(
     config: Config, stored: Mapping[str, Any] | None, place: Place, code: CompiledCode | None = None
 ) -> Numerics:
     """The best that this machine has for one of the ranks; raises as `settle_numerics` does."""
-    numerics = choose_numerics(config.runtime, stored, place, on_cpu=best_on_cpu(config))
+    numerics = choose_numerics(config.runtime, stored, place, on_cpu=best_on_cpu(config, place.world_size))
     if numerics.parallel == "fsdp" and config.optimizer.name == "muon":
         raise ConfigError("runtime.parallel='fsdp' cuts the matrices that Muon needs whole: take runtime.parallel=ddp")
     if config.runtime.cuda_graphs and (reason := _no_graphs(config, numerics)):
@@ -83,15 +83,15 @@ def compiled_code(config: Config, store: ObjectStore | None = None) -> CompiledC
     return CompiledCode(Path(TOLD) if TOLD else cache_folder(config.data) / "compiled", purpose, store)
 
 
-def best_on_cpu(config: Config) -> OnCpu:
-    """What trains the config's model fastest on a CPU.
+def best_on_cpu(config: Config, world_size: int = 1) -> OnCpu:
+    """What trains the config's model fastest on a CPU, in one of so many processes.
 
     bf16 products with fp32 weights where the processor multiplies in bf16 and the model is wide. One thread where a
     pass is so small that others would only be waited for: torch cuts nothing into parts of less than 32,768 numbers.
     """
     return OnCpu(
         precision="bf16" if config.model.n_embd >= _WIDE_ENOUGH and has_bf16_products() else "fp32",
-        threads=1 if _numbers(config) < _WORTH_SHARING else None,
+        threads=1 if _numbers(config, world_size) < _WORTH_SHARING else None,
     )
 
 
@@ -101,6 +101,7 @@ def may_replay(config: Config, numerics: Numerics) -> bool:
     return plain and numerics.world_size == 1 and _numbers(config) < _WORTH_SHARING
 
 
-def _numbers(config: Config) -> int:
+def _numbers(config: Config, world_size: int = 1) -> int:
     """Of one activation of a pass."""
-    return config.training.rows_per_pass * config.model.context_length * config.model.n_embd
+    rows = min(config.training.rows_per_pass, -(-config.training.batch_size // world_size))
+    return rows * config.model.context_length * config.model.n_embd

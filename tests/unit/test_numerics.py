@@ -26,6 +26,16 @@ def test_a_small_pass_is_computed_by_one_thread():
     assert best_on_cpu(config("model.context_length=128", "training.batch_size=16")).threads is None
 
 
+def test_a_small_pass_of_one_of_several(monkeypatch):
+    """Half of a batch that is worth two threads is worth one to each of two processes, whatever cores are left."""
+    monkeypatch.setattr("job.infra.device.usable_cores", lambda: 8)
+    asked = config("model.context_length=128", "training.batch_size=16")
+
+    assert own_numerics(asked, None, ALONE).threads == 8
+    assert own_numerics(asked, None, Place(world_size=2, local_world_size=2)).threads == 1
+    assert own_numerics(asked, None, Place(rank=1, world_size=2)).threads == 1
+
+
 def test_threads_that_were_asked_for_or_used_before_stay():
     """Auto speaks only for a run that begins."""
     assert settle_numerics(config("runtime.threads=2"), None).threads == 2
