@@ -3,9 +3,10 @@
 import random
 import threading
 import time
+from datetime import timedelta
 
 import pytest
-from botocore.credentials import RefreshableCredentials
+from botocore import credentials
 
 from job.config import StorageConfig
 from job.errors import AccessError, StorageError
@@ -226,17 +227,32 @@ def test_short_lived_credentials(server, identity):
     assert server.counted()["PutObject"] > 20
 
 
-def test_a_token_service_that_is_away(server, identity, monkeypatch):
+@pytest.fixture
+def later(monkeypatch):
+    """Lets so many seconds pass for botocore's credentials."""
+    now, gone = credentials._local_now, [0.0]
+    monkeypatch.setattr(credentials, "_local_now", lambda: now() + timedelta(seconds=gone[0]))
+
+    def left(found):
+        return (found._expiry_time - credentials._local_now()).total_seconds()
+
+    monkeypatch.setattr(credentials.RefreshableCredentials, "_seconds_remaining", left)
+
+    def pass_by(seconds):
+        gone[0] += seconds
+
+    return pass_by
+
+
+def test_a_token_service_that_is_away(server, identity, later):
     """Credentials that cannot be renewed are used to their end; only then the store is out of reach."""
-    left, gone = RefreshableCredentials._seconds_remaining, [0.0]
-    monkeypatch.setattr(RefreshableCredentials, "_seconds_remaining", lambda self: left(self) - gone[0])
     sts, _ = identity(3600)
     store = open_store("s3://runs/run", CONFIG)
     store.put("a", [b"abc"])
     sts.__exit__()
-    gone[0] = 3200.0
+    later(3200)
 
     assert store.size("a") == 3
-    gone[0] = 3600.0
+    later(400)
     with pytest.raises(StorageError):
         store.size("a")
