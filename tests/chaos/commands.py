@@ -4,6 +4,7 @@ import json
 import os
 import tempfile
 from pathlib import Path
+from signal import SIGKILL
 
 from tests.chaos.harness import Plan, count_seams, ended, launch
 from tests.integration.command import Ending, World, assignments
@@ -23,7 +24,8 @@ def train(world: World, *settings: str, plan: Plan = UNDISTURBED, before=None) -
     words = ["train", "--config", "run.toml", *assignments(drawn, *settings)]
     code = ended(launch(_command, plan, world.folder, notes, words, before), plan)
     termination = notes / "termination"
-    said = json.loads(termination.read_bytes()) if termination.exists() else {}
+    whole = code != -SIGKILL and termination.exists()  # who is killed may have been writing it
+    said = json.loads(termination.read_bytes()) if whole else {}
     return Ending(code, (notes / "stdout").read_text(), (notes / "stderr").read_text(), said)
 
 
