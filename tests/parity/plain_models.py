@@ -24,22 +24,22 @@ class PlainNorm(nn.Module):
 def plain_attention(query: Tensor, key: Tensor, value: Tensor, divisor: float, dropout: float) -> Tensor:
     """(..., T, D) three times -> (..., T, D)."""
     scores = query @ key.mT / divisor
-    future = torch.ones(scores.shape[-2:]).triu(1) == 1
+    future = torch.ones(scores.shape[-2:], device=scores.device).triu(1) == 1
     return F.dropout(scores.masked_fill(future, -math.inf).softmax(-1), dropout) @ value
 
 
 class VerdictAttention(nn.Module):
     """Three square projections cut into heads; dropout on the attention weights; scale by the head's size."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
         self.qkv = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(3))
         self.out = nn.Linear(width, width)
-        self.heads, self.size = heads, width // heads
+        self.heads, self.size, self.dropout = heads, width // heads, dropout
 
     def forward(self, x: Tensor) -> Tensor:
         query, key, value = (project(x).unflatten(-1, (self.heads, self.size)).transpose(1, 2) for project in self.qkv)
-        seen = plain_attention(query, key, value, math.sqrt(self.size), 0.1 if self.training else 0.0)
+        seen = plain_attention(query, key, value, math.sqrt(self.size), self.dropout if self.training else 0.0)
         return self.out(seen.transpose(1, 2).flatten(2))
 
 
@@ -80,17 +80,19 @@ class PlainBlock(nn.Module):
 
 
 class PlainVerdict(nn.Module):
-    def __init__(self, layers: int, heads: int, width: int, context: int, vocab_size: int) -> None:
+    def __init__(
+        self, layers: int, heads: int, width: int, context: int, vocab_size: int, dropout: float = 0.1
+    ) -> None:
         super().__init__()
         self.tokens, self.positions = nn.Embedding(vocab_size, width), nn.Embedding(context, width)
         self.blocks = nn.Sequential(
-            *(PlainBlock(VerdictAttention(width, heads), width, plain_gelu, 0.1) for _ in range(layers))
+            *(PlainBlock(VerdictAttention(width, heads, dropout), width, plain_gelu, dropout) for _ in range(layers))
         )
-        self.drop, self.norm = nn.Dropout(0.1), PlainNorm(width)
+        self.drop, self.norm = nn.Dropout(dropout), PlainNorm(width)
         self.head = nn.Linear(width, vocab_size, bias=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        x = self.tokens(tokens) + self.positions(torch.arange(tokens.shape[1]))
+        x = self.tokens(tokens) + self.positions(torch.arange(tokens.shape[1], device=tokens.device))
         return self.head(self.norm(self.blocks(self.drop(x))))
 
 
