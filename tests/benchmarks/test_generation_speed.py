@@ -1,31 +1,28 @@
 """What a token costs: GPT-2's smallest shape with random weights, batch 1, a prompt of 32 tokens, greedy.
 
-Each figure is a ratio of two things done side by side in one run, the median of several rounds. The machine must have
-nothing else to do. litgpt, the fastest peer, is measured when it can be imported.
+Each figure is a ratio of two things done side by side in one run, the median of several rounds: peers in fresh
+processes, ours and theirs in turns. The machine must have nothing else to do. The tutorial's model comes from a
+checkout, `LLMs-from-scratch`, below $PEERS; without one the plain model of the parity tests stands in for it. litgpt,
+the fastest peer, is measured where it is installed.
 """
 
+import os
 import statistics
-import time
-from functools import partial
-from itertools import pairwise
 
 import pytest
 import torch
 
-from job.config import ModelConfig
 from job.model.decoder import Decoder
-from job.model.generation import generate
-from job.model.gpt import GPT
 from job.model.projection import fastest_dtype
-from job.model.rows import CachedRows
-from tests.benchmarks.side_by_side import seconds, table
-from tests.parity.plain_models import PlainVerdict
+from tests.benchmarks.peer_generation import our_model, our_tokens, prompt
+from tests.benchmarks.peer_step import V, missing
+from tests.benchmarks.side_by_side import in_a_process, in_turns, seconds, table
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
-ROUNDS = 5
-V, CONTEXT, PROMPT = 50257, 1024, 32
+ROUNDS = int(os.environ.get("BENCH_ROUNDS", "5"))
 LENGTHS = (100, 256, 900)
 FASTEST = fastest_dtype(torch.device("cpu"))
+TUTORIAL = "plain" if missing("tutorial") else "tutorial"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -35,78 +32,21 @@ def no_gradients():
 
 
 @pytest.fixture(scope="module")
-def prompt():
-    return torch.randint(V, (PROMPT,), generator=torch.Generator().manual_seed(0)).tolist()
+def measured():
+    """Seconds that so many new tokens take ours and each peer that is there, one process a round, interleaved."""
+    names = [name for name in ("ours", TUTORIAL, "litgpt") if not missing(name)]
+    return in_turns(names, ROUNDS, lambda name: in_a_process("tests.benchmarks.peer_generation", name, *LENGTHS))
 
 
 @pytest.fixture(scope="module")
 def model():
-    torch.manual_seed(0)
-    return GPT(ModelConfig(context_length=CONTEXT), V).eval()
+    return our_model()
 
 
 @pytest.fixture(scope="module")
-def ours(model, prompt):
-    """Seconds that n new tokens take, as `generate --dtype auto` makes them; and each token's own."""
-    decoder = Decoder(model, FASTEST)
-
-    def run(count):
-        started, arrived = time.perf_counter(), []
-        for _ in generate(CachedRows(decoder, 1), prompt, count):
-            arrived.append(time.perf_counter())
-        return arrived[-1] - started, [after - before for before, after in pairwise(arrived)]
-
-    run(3)
-    return run
-
-
-@pytest.fixture(scope="module")
-def tutorial():
-    """Seconds that n new tokens take the tutorial's loop: every token a forward over all, at every place all logits.
-
-    Forwards are timed at several lengths and summed over those between: the whole would take a quarter of an hour.
-    """
-    torch.manual_seed(0)
-    model = PlainVerdict(12, 12, 768, CONTEXT, V).eval()
-
-    def step(length):
-        return model(torch.randint(V, (1, length)))[0, -1].argmax()
-
-    def run(count):
-        last = PROMPT + count - 1
-        points = sorted({PROMPT, (PROMPT + last) // 2, last})
-        costs = {length: seconds(partial(step, length)) for length in points}
-        total = 0.0
-        for length in range(PROMPT, last + 1):
-            low = max(point for point in points if point <= length)
-            high = min(point for point in points if point >= length)
-            part = 0 if low == high else (length - low) / (high - low)
-            total += costs[low] * (1 - part) + costs[high] * part
-        return total
-
-    step(PROMPT)
-    return run
-
-
-@pytest.fixture(scope="module")
-def litgpt(prompt):
-    """Seconds that n new tokens take litgpt with bf16 weights and cache."""
-    peer = pytest.importorskip("litgpt", reason="needs litgpt, the fastest peer")
-    from litgpt.generate.base import generate as continue_prompt
-
-    shape = {"n_layer": 12, "n_head": 12, "n_embd": 768, "parallel_residual": False, "rotary_percentage": 1.0}
-    config = peer.Config(block_size=CONTEXT, vocab_size=V, padding_multiple=64, **shape)
-    model = peer.GPT(config).eval().to(torch.bfloat16)
-    given = torch.tensor(prompt)
-
-    def run(count):
-        model.clear_kv_cache()
-        model.set_kv_cache(batch_size=1, max_seq_length=PROMPT + count, dtype=torch.bfloat16)
-        return seconds(lambda: continue_prompt(model, given, PROMPT + count, temperature=0.0))
-
-    model.set_kv_cache(batch_size=1, dtype=torch.bfloat16)
-    run(3)
-    return run
+def ours(model):
+    """Seconds of each of n new tokens."""
+    return our_tokens(model)
 
 
 @pytest.fixture(scope="module")
@@ -123,50 +63,47 @@ def reading(model):
     return read
 
 
-def side_by_side(title, one, other, rounds=ROUNDS):
-    """The median of other / one over interleaved rounds."""
-    ones, others = [], []
-    for _ in range(rounds):
-        ones.append(one())
-        others.append(other())
+def ratio(title, ones, others):
+    """The median of other / one."""
     ratios = [theirs / own for own, theirs in zip(ones, others, strict=True)]
     table(f"{title} ({torch.get_num_threads()} threads, {FASTEST})", ours=ones, other=others, ratio=ratios)
     return statistics.median(ratios)
 
 
+def beside(measured, name, count):
+    """How many times as long a peer takes."""
+    ones, others = ([row[str(count)] for row in measured[each]] for each in ("ours", name))
+    return ratio(f"seconds for {count} tokens, other: {name}", ones, others)
+
+
 @pytest.mark.parametrize(("count", "times"), [(100, 10), (900, 45)])
-def test_beside_the_tutorials_loop(ours, tutorial, count, times):
+def test_beside_the_tutorials_loop(measured, count, times):
     """At least 10 times as fast at 100 new tokens, and 45 times at 900."""
-    title = f"seconds for {count} tokens, the tutorial's loop"
-    ratio = side_by_side(title, lambda: ours(count)[0], lambda: tutorial(count), rounds=3)
-
-    assert ratio >= times
+    assert beside(measured, TUTORIAL, count) >= times
 
 
+@pytest.mark.skipif(missing("litgpt") is not None, reason=str(missing("litgpt")))
 @pytest.mark.parametrize("count", LENGTHS)
-def test_beside_litgpt(ours, litgpt, count):
+def test_beside_litgpt(measured, count):
     """At least 1.1 times as fast as litgpt with bf16 weights and cache."""
-    ratio = side_by_side(f"seconds for {count} tokens, litgpt in bf16", lambda: ours(count)[0], lambda: litgpt(count))
-
-    assert ratio >= 1.1
+    assert beside(measured, "litgpt", count) >= 1.1
 
 
 def test_beside_reading_the_weights(ours, reading):
     """A token takes at most twice as long as reading the weights once."""
-    ratio = side_by_side(
-        "seconds to read the weights once",
-        lambda: statistics.median(ours(100)[1]),
-        lambda: statistics.median(reading() for _ in range(100)),
-    )
+    ones, others = [], []
+    for _ in range(ROUNDS):
+        ones.append(statistics.median(ours(100)[1:]))
+        others.append(statistics.median(reading() for _ in range(100)))
 
-    assert ratio >= 0.5
+    assert ratio("seconds of a token, other: to read the weights once", ones, others) >= 0.5
 
 
 def test_flat_in_length(ours):
     """The last hundred of 900 tokens take at most 1.3 times as long as the first."""
     firsts, lasts = [], []
     for _ in range(ROUNDS):
-        _, each = ours(900)
+        each = ours(900)[1:]
         firsts.append(statistics.median(each[:100]))
         lasts.append(statistics.median(each[-100:]))
     ratios = [last / first for first, last in zip(firsts, lasts, strict=True)]
@@ -175,13 +112,13 @@ def test_flat_in_length(ours):
     assert statistics.median(ratios) <= 1.3
 
 
-def test_what_bf16_changes(model, prompt):
+def test_what_bf16_changes(model):
     """bf16 weights move the logits by less than a tenth of their spread, on average by less than a hundredth."""
     found = []
     for dtype in (torch.float32, torch.bfloat16):
         decoder = Decoder(model, dtype)
         cache = decoder.new_cache(1)
-        decoder.read(cache, cache.open(), prompt)
+        decoder.read(cache, cache.open(), prompt())
         tokens = torch.randint(V, (200,), generator=torch.Generator().manual_seed(1)).tolist()
         found.append(torch.stack([decoder.step(cache, [token])[0] for token in tokens]))
     logits, other = found
