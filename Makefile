@@ -84,7 +84,7 @@ chaos: $(VENV)/.dev $(VENV)-s3/.installed ## Kills, stops and storage faults in 
 mutants: $(VENV)/.dev $(VENV)-s3/.installed ## Faults put into the code, each of which has to turn a test red
 	$(VENV)/bin/python -m tests.chaos.mutants
 
-bench: $(VENV)/.peers $(VENV)-s3/.installed ## What saving, loading, generating and serving cost, beside others (on a quiet machine)
+bench: $(VENV)/.peers $(VENV)-s3/.installed ## What training, saving, loading, generating and serving cost, beside others (on a quiet machine)
 	OMP_NUM_THREADS=$$(nproc) $(VENV)/bin/python -m pytest tests/benchmarks -m "slow or not slow" -s
 
 gpu-test: $(VENV)/.dev ## What only a GPU can show; says of each test why it is skipped without one

@@ -2,6 +2,10 @@
 
 Whole processes, from start to end, interleaved: ours with evaluations, samples, checkpoints, export and report. The
 machine must have nothing else to do. The lecture's code comes from a checkout, `ng-video-lecture`, below $PEERS.
+
+The validation loss asked for is 2.24 to 2.28, and the lecture's code ends at 2.260. The preset's model is the
+document's, with heads of 8 channels and no dropout on attention weights, and learns a little more: it was measured at
+2.215. So the band held here is 2.19 to 2.28; below it another model was trained, or it knew what it is measured on.
 """
 
 import json
@@ -58,7 +62,7 @@ def lecture(folder):
 
 
 def ours(folder, number, cache):
-    """Seconds, the last validation loss, and what auto chose."""
+    """Seconds, the last validation loss, and the log's lines."""
     settings = [
         f"run_uri={folder}/run-{number}",
         f"data.corpus={LECTURE}/input.txt",
@@ -70,35 +74,49 @@ def ours(folder, number, cache):
         command, cwd=ROOT, env=os.environ | {"TORCHINDUCTOR_CACHE_DIR": f"{folder}/{cache}/inductor"}
     )
     lines = [json.loads(line) for line in logged.splitlines() if line.startswith("{")]
-    chosen = [
-        line for line in lines if line["event"] in ("run started", "passes are replayed", "passes are not replayed")
-    ]
-    return seconds, json.loads(said.splitlines()[-1])["val_loss"], chosen
+    return seconds, json.loads(said.splitlines()[-1])["val_loss"], lines
 
 
-def test_beside_the_lecture(tmp_path):
-    """At most 0.45 of its time when nothing is cached, 0.30 when everything is, and a loss of 2.24 to 2.28 or less."""
-    theirs, cold, warm = [], [], []
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """What the lecture's code gave, ours with nothing cached, and ours with all cached, once a round, in turns."""
+    folder, found = tmp_path_factory.mktemp("baby"), {"lecture": [], "cold": [], "warm": []}
     for number in range(ROUNDS):
-        theirs.append(lecture(tmp_path))
-        cold.append(ours(tmp_path, f"cold-{number}", f"cache-{number}"))
-        warm.append(ours(tmp_path, f"warm-{number}", f"cache-{number}"))
-
+        found["lecture"].append(lecture(folder))
+        found["cold"].append(ours(folder, f"cold-{number}", f"cache-{number}"))
+        found["warm"].append(ours(folder, f"warm-{number}", f"cache-{number}"))
     table(
         "Baby GPT, 10,000 steps, seconds from start to end",
-        lecture=[s for s, _ in theirs],
-        ours_cold=[s for s, *_ in cold],
-        ours_warm=[s for s, *_ in warm],
+        lecture=[s for s, _ in found["lecture"]],
+        ours_cold=[s for s, *_ in found["cold"]],
+        ours_warm=[s for s, *_ in found["warm"]],
     )
-    print(f"  validation loss: the lecture's {theirs[-1][1]}, ours {warm[-1][1]:.4f}")
-    for line in warm[-1][2]:
-        print("  " + "  ".join(f"{name}={value}" for name, value in line.items() if name not in ("timestamp", "level")))
-    shares = {
-        name: statistics.median(own[0] / their[0] for own, their in zip(found, theirs, strict=True))
-        for name, found in (("cold", cold), ("warm", warm))
-    }
-    print(f"  of the lecture's time: cold {shares['cold']:.3f}, warm {shares['warm']:.3f}")
+    return found
 
-    assert shares["cold"] <= 0.45
-    assert shares["warm"] <= 0.30
-    assert warm[-1][1] <= 2.28
+
+@pytest.mark.parametrize(("name", "most"), [("cold", 0.45), ("warm", 0.30)])
+def test_beside_the_lecture(measured, name, most):
+    """At most 0.45 of its time when nothing is cached, and 0.30 when everything is."""
+    shares = [own[0] / their[0] for own, their in zip(measured[name], measured["lecture"], strict=True)]
+    print(f"  of the lecture's time, {name}: {statistics.median(shares):.3f}")
+
+    assert statistics.median(shares) <= most
+
+
+def test_what_it_learns(measured):
+    """Every run ends at a validation loss of 2.19 to 2.28."""
+    losses = [loss for name in ("cold", "warm") for _, loss, _ in measured[name]]
+    print(f"  validation loss: the lecture's {measured['lecture'][-1][1]}, ours {losses}")
+
+    assert all(2.19 <= loss <= 2.28 for loss in losses)
+
+
+def test_the_log_says_why(measured):
+    """The log says that nothing is compiled, that passes are replayed instead, and why."""
+    for _, _, lines in (*measured["cold"], *measured["warm"]):
+        [started] = [line for line in lines if line["event"] == "run started"]
+        [replayed] = [line for line in lines if line["event"] == "passes are replayed"]
+        print("  " + "  ".join(f"{name}={value}" for name, value in replayed.items() if name != "timestamp"))
+
+        assert not started["compiled"]
+        assert "calling costs more than computing" in replayed["reason"]
