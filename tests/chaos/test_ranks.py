@@ -52,7 +52,7 @@ def test_stopped_at_one_rank_both_stop_at_one_step_and_go_on_equal(unbroken, tmp
     said = (first.code, second.code, "SIGTERM received by rank 1" in first.reason, first.summary["status"])
     saved = world.saved()[-1]
 
-    assert said == (75, 75, True, "interrupted")
+    assert said == (75, 75, True, "interrupted"), first.reason
     assert 13 <= first.summary["step"] == saved <= 16  # a step or two later, not at the next evaluation
     assert codes(train(world, TWO)) == [0, 0]
     assert came_to(world) == unbroken(2)

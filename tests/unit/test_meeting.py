@@ -10,13 +10,13 @@ from job.errors import Interrupted, UnreachableError
 from job.infra.place import Place
 from job.infra.signals import StopSignal
 from job.infra.together import join
-from tests.chaos.several import free_port
+from tests.ports import free_ports
 
 
 @pytest.fixture
 def first(monkeypatch):
     """A place to meet at."""
-    port = str(free_port())
+    port = str(*free_ports(1))
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", port)
     return f"127.0.0.1:{port}"
