@@ -315,7 +315,7 @@ def test_object_replaced_while_it_is_read(client, store, tmp_path):
 
 def test_failed_upload_leaves_nothing(client, store, no_waiting):
     """When a part cannot be sent, neither the object nor the parts before it stay."""
-    answer(client, "UploadPart", None, *[refusal(500, "InternalError")] * 100)
+    answer(client, "UploadPart", None, *(refusal(500, "InternalError") for _ in range(100)))
     with pytest.raises(StorageError):
         store.put("large", [LARGE])
 
