@@ -11,7 +11,6 @@ import fcntl
 import hashlib
 import json
 import os
-import secrets
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from job.errors import DataError, JobError
+from job.infra.directory_store import DirectoryObjectStore
 from job.infra.object_store import ObjectStore, is_key
 
 KEPT_IN = "TORCHINDUCTOR_CACHE_DIR"  # where torch keeps it
@@ -44,6 +44,7 @@ class CompiledCode:
     def __init__(self, folder: Path, purpose: Mapping[str, object], store: ObjectStore | None = None) -> None:
         name = hashlib.sha256(json.dumps(purpose, sort_keys=True).encode()).hexdigest()
         self.folder = folder / name
+        self._here = DirectoryObjectStore(self.folder)
         self._store, self._key = store, f"compiled/{name}.safetensors"
 
     def take(self) -> bool:
@@ -56,10 +57,10 @@ class CompiledCode:
             return False
         try:
             with _alone(self.folder):
-                if self._found() or not (files := self._others()):
+                if self._names() or not (files := self._others()):
                     return False
                 for name, content in files.items():
-                    _write(self.folder / name, content)
+                    self._here.put(name, [content])
         except (JobError, OSError) as error:
             log.warning("compiled code not taken: this machine compiles", uri=self.uri, reason=str(error))
             return False
@@ -71,7 +72,7 @@ class CompiledCode:
         if self._store is None:
             return
         try:
-            own = {name: path.read_bytes() for name, path in self._found().items()}
+            own = {name: self._here.read(name) for name in self._names()}
             others = self._others()
             if own.keys() <= others.keys():
                 return
@@ -86,9 +87,8 @@ class CompiledCode:
         """Where other machines look for it."""
         return f"{self._store.uri.rstrip('/')}/{self._key}" if self._store else ""
 
-    def _found(self) -> dict[str, Path]:
-        names = {path.relative_to(self.folder).as_posix(): path for path in self.folder.rglob("*") if path.is_file()}
-        return {name: path for name, path in names.items() if is_key(name) and path.suffix not in _NO_CODE}
+    def _names(self) -> list[str]:
+        return [name for name in self._here.keys("") if not name.endswith(_NO_CODE)]
 
     def _others(self) -> dict[str, bytes]:
         """What other machines have; nothing when that is damaged, after a warning."""
@@ -138,11 +138,3 @@ def _digest(files: Mapping[str, bytes]) -> str:
     for name, content in sorted(files.items()):
         total.update(f"{len(name)} {name} {len(content)} ".encode() + content)
     return total.hexdigest()
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Put a file in its place at once: who is cut off leaves none that is half there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
-    new.write_bytes(content)
-    new.replace(path)

@@ -1,6 +1,6 @@
 """What was compiled goes to other machines whole or not at all, and is never more than a help."""
 
-from pathlib import Path
+import errno
 
 import numpy as np
 import pytest
@@ -143,6 +143,9 @@ def test_a_store_that_fails_is_a_warning(machine, store, monkeypatch, error):
 def test_a_full_disk_is_a_warning(machine, monkeypatch):
     """What does not fit is compiled, or tried again by the next start."""
     compile_into(machine("one")).offer()
-    monkeypatch.setattr(Path, "write_bytes", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
+    full = OSError(errno.ENOSPC, "full")
+    for place in ("pathlib.Path.write_bytes", "job.infra.directory_store.os.fsync"):  # of scratch, of the folder
+        with monkeypatch.context() as patch:
+            patch.setattr(place, lambda *_: (_ for _ in ()).throw(full))
 
-    assert not machine("other").take()
+            assert not machine("other").take()
