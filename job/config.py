@@ -246,6 +246,11 @@ class TrainingConfig:
         """Sequences of one forward pass."""
         return min(self.micro_batch_size or self.batch_size, self.batch_size)
 
+    def rows_of_a_rank(self, world_size: int) -> tuple[int, int]:
+        """Sequences of a step, and of one forward pass, that one of `world_size` processes has at most."""
+        rows = -(-self.batch_size // world_size)
+        return rows, min(rows, self.rows_per_pass)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CheckpointConfig:

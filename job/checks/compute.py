@@ -12,7 +12,7 @@ from job.checks.machine import memory_limit
 from job.checks.text import Outlook
 from job.config import Config
 from job.errors import ConfigError, JobError
-from job.infra.device import Numerics, apply_numerics
+from job.infra.device import Numerics, apply_numerics, require_gpus
 from job.infra.place import ALONE, Place
 from job.infra.progress import duration, short
 from job.model.gpt import GPT, unfilled
@@ -64,8 +64,8 @@ def processes(config: Config, place: Place, numerics: Numerics) -> Iterator[Find
     said = f"{place.world_size} train together ({numerics.parallel}), {here} on this machine"
     yield Finding(about="processes", said=said)
     require_sequences(config, place.world_size)
-    if numerics.device == "cuda" and (found := torch.cuda.device_count()) < here:
-        raise ConfigError(f"{here} processes on this machine need as many GPUs; it has {found}")
+    if numerics.device == "cuda":
+        require_gpus(here, place)
 
 
 def state_bytes(config: Config, outlook: Outlook) -> int:
@@ -123,8 +123,7 @@ class _Speed:
 
 def step(config: Config, outlook: Outlook, numerics: Numerics, fits: bool) -> Finding:
     """How long a step takes, and all of them."""
-    rows = -(-config.training.batch_size // numerics.world_size)
-    per_pass = min(rows, config.training.rows_per_pass)
+    rows, per_pass = config.training.rows_of_a_rank(numerics.world_size)
     speed = _speed(config, outlook.vocab_size, numerics, per_pass, fits)
     passes = -(-rows // per_pass)
     seconds = passes * speed.of_pass + speed.of_update

@@ -128,9 +128,14 @@ def take_own_gpu(numerics: Numerics, place: Place) -> None:
         ConfigError: There are fewer GPUs than processes.
     """
     if numerics.device == "cuda" and place.world_size > 1:
-        if (found := torch.cuda.device_count()) <= place.local_rank:
-            raise ConfigError(f"{place.local_world_size} processes on this machine need as many GPUs; it has {found}")
+        require_gpus(place.local_rank + 1, place)
         torch.cuda.set_device(place.local_rank)
+
+
+def require_gpus(count: int, place: Place) -> None:
+    """Raise ConfigError unless this machine, with the processes that it has by `place`, has so many GPUs."""
+    if (found := torch.cuda.device_count()) < count:
+        raise ConfigError(f"{place.local_world_size} processes on this machine need as many GPUs; it has {found}")
 
 
 def processes_of(crew: Crew) -> int:

@@ -5,6 +5,7 @@ import platform
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,7 @@ def _memory() -> int | None:
     return None
 
 
+@cache
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)

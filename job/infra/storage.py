@@ -45,16 +45,16 @@ def open_store(
 
 def open_cache(config: Config) -> ObjectStore | None:
     """The store of `data.cache_uri`; None when that is unset. It need not have conditional writes."""
-    if config.data.cache_uri is None:
-        return None
-    return open_store(config.data.cache_uri, config.storage, single_writer_unsafe=True)
+    return _open_cache(config.data.cache_uri, config.storage)
 
 
 def open_compile_cache(config: Config, moved: Callable[[], None] = lambda: None) -> ObjectStore | None:
     """The store of `runtime.compile_cache_uri`; None when that is unset. It need not have conditional writes."""
-    if config.runtime.compile_cache_uri is None:
-        return None
-    return open_store(config.runtime.compile_cache_uri, config.storage, moved, single_writer_unsafe=True)
+    return _open_cache(config.runtime.compile_cache_uri, config.storage, moved)
+
+
+def _open_cache(uri: str | None, config: StorageConfig, moved: Callable[[], None] = lambda: None) -> ObjectStore | None:
+    return None if uri is None else open_store(uri, config, moved, single_writer_unsafe=True)
 
 
 def local_folder(uri: str) -> Path | None:

@@ -91,8 +91,7 @@ class Memory:
 def estimate(config: Config, vocab_size: int, numerics: Numerics, device: torch.device) -> Memory:
     """What training with `config` takes in one process of `numerics.world_size`, counted on `device`."""
     whole = unfilled(config.model, vocab_size, "meta")
-    rows = -(-config.training.batch_size // numerics.world_size)
-    per_pass = min(rows, config.training.rows_per_pass)
+    rows, per_pass = config.training.rows_of_a_rank(numerics.world_size)
     one, two = (
         [_kept(config.model, layers, sequences, vocab_size, numerics, device) for sequences in (1, 2)]
         for layers in (1, 2)

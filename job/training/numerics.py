@@ -103,5 +103,5 @@ def may_replay(config: Config, numerics: Numerics) -> bool:
 
 def _numbers(config: Config, world_size: int = 1) -> int:
     """Of one activation of a pass."""
-    rows = min(config.training.rows_per_pass, -(-config.training.batch_size // world_size))
+    _, rows = config.training.rows_of_a_rank(world_size)
     return rows * config.model.context_length * config.model.n_embd

@@ -147,7 +147,7 @@ def spread(model: GPT, config: Config, numerics: Numerics, ranks: Ranks, device:
     require_sequences(config, world_size)
     sharded = numerics.parallel == "fsdp"
     found = Sharded(model, ranks, batch_size, device) if sharded else Replicated(model, ranks, batch_size)
-    rows = min(config.training.rows_per_pass, math.ceil(batch_size / world_size))
+    _, rows = config.training.rows_of_a_rank(world_size)
     tokens = torch.zeros(rows, config.model.context_length, dtype=torch.int64, device=device)
     found.settle(model, tokens, numerics.autocast())
     return found
