@@ -3,6 +3,7 @@
 import random
 
 from tests.chaos.commands import train
+from tests.chaos.harness import keep_up
 from tests.integration.command import World
 
 STEPS = "training.max_steps=32"
@@ -22,13 +23,7 @@ def let_time_jump():
         return now[0]
 
     saver.time = SimpleNamespace(monotonic=monotonic)
-    begin = saver.Saver.begin
-
-    def begin_when_free(self, step, take):
-        self.wait()
-        begin(self, step, take)
-
-    saver.Saver.begin = begin_when_free
+    keep_up()
 
 
 def chains(world):

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import socket
 import subprocess
 import time
 import urllib.parse
@@ -15,6 +14,7 @@ import pytest
 import yaml
 
 from tests.integration.command import get
+from tests.ports import free_ports
 
 Found = TypeVar("Found")
 PATIENCE = 60.0  # seconds
@@ -22,10 +22,7 @@ PATIENCE = 60.0  # seconds
 
 def free_port() -> int:
     """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    return free_ports(1)[0]
 
 
 def eventually(look: Callable[[], Found], patience: float = PATIENCE) -> Found:
