@@ -21,12 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import structlog
-from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
+from torch.distributed import DistError, PrefixStore, TCPStore  # type: ignore[attr-defined]
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
-from torch.distributed.elastic.rendezvous import RendezvousParameters
+from torch.distributed.elastic.rendezvous import RendezvousInfo, RendezvousParameters
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
+from torch.distributed.elastic.rendezvous.static_tcp_rendezvous import StaticTCPRendezvous
 
 from job.config import RuntimeConfig
 from job.errors import (
@@ -40,7 +41,7 @@ from job.errors import (
     UnreachableError,
 )
 from job.infra.device import processes_of
-from job.infra.meeting import too_long, wait_for_first
+from job.infra.meeting import wait_for_all, wait_for_first
 from job.infra.peers import tell
 from job.infra.place import Crew
 from job.infra.relay import Relay, held_back
@@ -103,16 +104,14 @@ def _run(crew: Crew, command: list[str], folder: Path, runtime: RuntimeConfig, r
     termination.unlink(missing_ok=True)
     relay.check()
     log.info("processes start", processes=count, nodes=crew.nodes, node_rank=crew.node_rank)
-    if crew.master and crew.node_rank > 0:
-        wait_for_first(crew.master, runtime.join_seconds, relay.check)
-    spec = _spec(crew, count, command, runtime.join_seconds)
+    spec = _spec(crew, count, command, runtime.join_seconds, relay)
     agent = _Agent(spec, DefaultLogsSpecs(log_dir=str(folder / uuid.uuid4().hex)), relay)
     with _environment(TERMINATION_LOG=str(termination), TORCHELASTIC_SIGNALS_TO_HANDLE=_UNUSED):
         try:
             result = agent.run()
         except DistError as error:  # its own store's: workers say how they end
-            reason = f"the {crew.nodes} machines have not met at {crew.master}{too_long(runtime.join_seconds)}"
-            raise UnreachableError(f"{reason} ({str(error).splitlines()[0]})") from error
+            where = crew.master or "one of its own ports"
+            raise UnreachableError(f"cannot meet at {where}: {str(error).splitlines()[0]}; start again") from error
     if not result.is_failed():
         return Ended(0, _read(termination))
     code, dead = agent.first_death or (0, "")
@@ -122,27 +121,43 @@ def _run(crew: Crew, command: list[str], folder: Path, runtime: RuntimeConfig, r
     return Ended(code, said if said.get("code") == code else {**said, "reason": dead or f"ended with {code}"})
 
 
-def _spec(crew: Crew, count: int, command: list[str], patience: float) -> WorkerSpec:
-    where = {"backend": "c10d", "endpoint": "localhost:0", "local_addr": "127.0.0.1"}
-    more: dict[str, Any] = {}
-    run_id = uuid.uuid4().hex
-    if crew.master:
-        where, run_id = {"backend": "static", "endpoint": crew.master}, "gpt-job"
-        more |= {"rank": crew.node_rank, "timeout": math.ceil(patience)}
-    found = RendezvousParameters(run_id=run_id, min_nodes=crew.nodes, max_nodes=crew.nodes, **where, **more)
+def _spec(crew: Crew, count: int, command: list[str], patience: float, relay: Relay) -> WorkerSpec:
+    alone = RendezvousParameters("c10d", "localhost:0", uuid.uuid4().hex, 1, 1, local_addr="127.0.0.1")
+    meeting = _Meeting(crew, patience, relay) if crew.master else get_rendezvous_handler(alone)
     host, _, port = (crew.master or "").rpartition(":")
     return WorkerSpec(
         role="train",
         local_world_size=count,
         entrypoint=sys.executable,
         args=tuple(command),
-        rdzv_handler=get_rendezvous_handler(found),
+        rdzv_handler=meeting,
         max_restarts=0,
         monitor_interval=0.1,
         master_addr=host or None,
         master_port=int(port) if port else None,
         local_addr=None if crew.master else "127.0.0.1",
     )
+
+
+class _Meeting(StaticTCPRendezvous):
+    """Machines that meet in a store of the first one, and hear requests to stop while they wait."""
+
+    def __init__(self, crew: Crew, patience: float, relay: Relay) -> None:
+        self._master = crew.master or ""
+        host, _, port = self._master.rpartition(":")
+        super().__init__(host, int(port), crew.node_rank, crew.nodes, "gpt-job", math.ceil(patience))
+        self._patience, self._relay = patience, relay
+
+    def next_rendezvous(self) -> RendezvousInfo:
+        first, check = self.rank == 0, self._relay.check
+        if not first:
+            wait_for_first(self._master, self._patience, check)
+        here = (self.master_addr, self.master_port, self.world_size, first, self.timeout)
+        store = TCPStore(*here, wait_for_workers=False, multi_tenant=True)
+        machines = [f"machine {number}" for number in range(self.world_size)]
+        wait_for_all(PrefixStore("machines", store), self.rank, machines, self._patience, check)
+        self._store = store
+        return super().next_rendezvous()
 
 
 class _Agent(LocalElasticAgent):

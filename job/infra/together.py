@@ -15,7 +15,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from job.errors import Interrupted, JobError, UnreachableError
-from job.infra.meeting import too_long, wait_for_first
+from job.infra.meeting import wait_for_all, wait_for_first
 from job.infra.peers import TOGETHER, Peers, Store, error_of, plain
 from job.infra.place import Place
 from job.infra.ranks import ALONE, Ranks, Vote
@@ -165,18 +165,11 @@ def _meet(place: Place, stop: StopSignal, patience: float, ended: Callable[[JobE
 
 def _all_here(place: Place, stop: StopSignal, patience: float) -> Any:
     """The TCPStore in which all ranks have met."""
-    until = time.monotonic() + patience
     if place.rank > 0:
         wait_for_first(f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}", patience, stop.check)
     # As the only one: it would wait for the others, and hear no signal.
     store = next(rendezvous("env://", place.rank, 1, timeout=timedelta(seconds=patience)))[0]
-    here = store.add("here", 1)
-    while here < place.world_size:
-        stop.check()
-        if time.monotonic() > until:
-            raise UnreachableError(f"only {here} of {place.world_size} ranks have come{too_long(patience)}")
-        time.sleep(0.05)
-        here = store.add("here", 0)
+    wait_for_all(store, place.rank, [f"rank {rank}" for rank in range(place.world_size)], patience, stop.check)
     return store
 
 

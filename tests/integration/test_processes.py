@@ -2,12 +2,14 @@
 
 import os
 import signal
+import socket
 import time
 from pathlib import Path
 
 import pytest
 
 from tests.integration.command import World
+from tests.ports import free_ports
 
 LONG = ("training.max_steps=100000", "checkpoint.every=1000", "training.eval_every=50000")
 NO_CREDENTIALS = {"AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": "none", "AWS_SHARED_CREDENTIALS_FILE": "none"}
@@ -36,6 +38,12 @@ def listens(pid):
     """Whether the process handles SIGTERM."""
     handled = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigCgt"))
     return bool(int(handled.split()[1], 16) & 1 << signal.SIGTERM - 1)
+
+
+def answers(port):
+    """Whether somebody listens there."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def wait_until(said):
@@ -152,11 +160,48 @@ def test_a_launcher_that_is_killed_leaves_nobody_behind(tmp_path):
     assert not [pid for pid in left if Path(f"/proc/{pid}").exists()]
 
 
+@pytest.fixture
+def pet():
+    """Variables of Kubeflow Trainer for two machines of one worker each, but for which one it is."""
+    port = str(*free_ports(1))
+    return {"PET_NNODES": "2", "PET_NPROC_PER_NODE": "1", "PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": port}
+
+
+@pytest.mark.parametrize("machine", ["0", "1"])
+def test_a_signal_while_the_other_machine_is_waited_for(tmp_path, pet, machine):
+    """SIGTERM to a launcher that is alone yet, whichever of the two: it ends with 75, and nobody was started."""
+    with World.create(tmp_path).job("train", **pet, PET_NODE_RANK=machine) as job:
+        job.until("processes start")
+        if machine == "0":
+            wait_until(lambda: answers(int(pet["PET_MASTER_PORT"])))
+        job.process.send_signal(signal.SIGTERM)
+        ending = job.ending()
+
+    assert ending.codes == {75}
+    assert ending.reason == "Interrupted: SIGTERM received before any process had begun"
+
+
+@pytest.mark.parametrize(
+    ("machine", "reason"),
+    [
+        ("0", "waited in vain for machine 1: 1 of 2 have come after 2 s (runtime.join_seconds); start again"),
+        ("1", "nobody listens at 127.0.0.1:"),
+    ],
+)
+def test_a_machine_that_does_not_come(tmp_path, pet, machine, reason):
+    """The launcher that is alone ends with 69 and says which machine it waited for."""
+    settings = ("--set", "runtime.join_seconds=2")
+    with World.create(tmp_path).job("train", *settings, **pet, PET_NODE_RANK=machine) as job:
+        ending = job.ending()
+
+    assert ending.codes == {69}
+    assert reason in ending.reason
+
+
 @pytest.mark.slow
-def test_two_machines(tmp_path):
+def test_two_machines(tmp_path, pet):
     """PET_* make two launchers of one worker each one run, as Kubeflow Trainer starts it."""
     world = World.create(tmp_path)
-    pet = {"PET_NNODES": "2", "PET_NPROC_PER_NODE": "1", "PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": "29517"}
     first = world.job("train", **pet, PET_NODE_RANK="0")
     second = world.job("train", **pet, PET_NODE_RANK="1")
     with first, second:

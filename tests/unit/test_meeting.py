@@ -30,12 +30,13 @@ def come(rank, patience, stop=None):
 
 @pytest.mark.usefixtures("first")
 def test_ranks_that_do_not_come():
-    """The first rank ends with 69: how many have come, how long it waited, and the setting."""
+    """The first rank ends with 69: who has not come, how long it waited, and the setting."""
     with pytest.raises(UnreachableError) as ended:
         come(0, 0.3)
 
     assert ended.value.exit_code == 69
-    assert str(ended.value) == "only 1 of 3 ranks have come after 0.3 s (runtime.join_seconds); start again"
+    reason = "waited in vain for rank 1, rank 2: 1 of 3 have come after 0.3 s (runtime.join_seconds); start again"
+    assert str(ended.value) == reason
 
 
 def test_a_first_rank_that_does_not_come(first):
