@@ -1,5 +1,6 @@
 """Flags and files -> Config -> one call -> exit code. torch loads only when there is work for it."""
 
+import errno
 import os
 import shlex
 import sys
@@ -81,7 +82,8 @@ class JobGroup(click.Group):
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
         except Exception as error:
-            if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
+            is_torchs = type(error).__name__ == "OutOfMemoryError"  # torch is not imported here
+            if is_torchs or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
                 self._end(ctx, 1, f"out of memory: {error}")
             log.exception("bug")
             self._end(ctx, 1, f"bug: {type(error).__name__}: {error}")

@@ -5,6 +5,7 @@ device, with the same precision and the same number of threads.
 """
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -241,10 +242,10 @@ def _best_precision(device: str, on_cpu: OnCpu) -> str:
 
 @contextlib.contextmanager
 def memory_errors() -> Iterator[None]:
-    """Turn what torch raises when there is no memory into a MemoryError."""
+    """Turn what torch and the system raise when there is no memory into a MemoryError."""
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
         if (reason := wanting(error)) is None:
             raise
         raise MemoryError(reason) from error
@@ -257,4 +258,6 @@ def wanting(error: BaseException) -> str | None:
     if "can't start new thread" in str(error):
         return "no room for another thread, in memory or in what the system lets a process start"
     _, found, reason = str(error).partition("can't allocate memory: ")
-    return reason.splitlines()[0] if found else None
+    if found:
+        return reason.splitlines()[0]
+    return str(error) if os.strerror(errno.ENOMEM) in str(error) else None  # of a file: an OSError, or torch's own

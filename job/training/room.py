@@ -37,7 +37,7 @@ class Room:
         """
         try:
             yield
-        except (MemoryError, RuntimeError) as error:  # torch's own are RuntimeErrors
+        except (MemoryError, RuntimeError, OSError) as error:  # torch's own are RuntimeErrors
             reason = wanting(error)
             if reason is None:
                 raise

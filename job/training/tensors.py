@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from job.checkpoint.files import MODEL, OPTIMIZER
 from job.checkpoint.verify import Rejected
+from job.infra.device import memory_errors
 from job.infra.object_store import Content
 
 _ENTRIES = ({"step", "exp_avg", "exp_avg_sq"}, {"momentum_buffer"})  # of AdamW, of Muon
@@ -75,6 +76,7 @@ class StoredTensors:
 
     Raises:
         Rejected: A file is no safetensors file, or two hold the same name.
+        MemoryError: There is no room to open or read one.
     """
 
     def __init__(self, folder: Path, kind: str) -> None:
@@ -111,7 +113,8 @@ class StoredTensors:
     @contextmanager
     def _rejecting(self, what: str) -> Iterator[None]:
         try:
-            yield
+            with memory_errors():
+                yield
         except (SafetensorError, OSError) as error:
             raise Rejected("format", f"{self.kind}: {what}: {error}") from error
 

@@ -5,6 +5,7 @@ model is large enough for its tensors to need memory of their own.
 """
 
 import ctypes
+import errno
 import json
 import multiprocessing
 import os
@@ -101,6 +102,15 @@ def in_loading_the_optimizer():
     none_for(handout, "fill_optimizer", {1})
 
 
+def in_opening_the_model():
+    from job.training import tensors
+
+    def no_room(path, **_):
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM), str(path))
+
+    tensors.safe_open = no_room
+
+
 def in_evaluation():
     from job.training import evaluation
 
@@ -176,7 +186,9 @@ def test_what_is_advised_fits(tmp_path):
     assert ending.summary["step"] == 2
 
 
-@pytest.mark.parametrize("where", [in_loading_the_model, in_loading_the_optimizer], ids=lambda where: where.__name__)
+@pytest.mark.parametrize(
+    "where", [in_opening_the_model, in_loading_the_model, in_loading_the_optimizer], ids=lambda where: where.__name__
+)
 def test_no_memory_to_load_a_checkpoint_is_no_fault_of_it(unbroken, tmp_path, where):
     """A checkpoint that there is no memory to load is not called damaged: the process ends, the next one uses it."""
     world = World.create(tmp_path)
