@@ -71,7 +71,7 @@ def draw(name: str, title: str, text: str, paint: Callable[["Axes"], None], *, h
     with mpl.rc_context():
         mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": name, "font.size": _FONT})
         mpl.rcParams.update({"path.simplify": False, "text.parse_math": False})  # a name may hold a dollar
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        figure = Figure(figsize=(WIDTH, height), dpi=DPI)
         axes = figure.subplots()
         quieten(axes)
         paint(axes)
@@ -143,11 +143,19 @@ def use_decades(axes: "Axes", low: float, high: float) -> None:
     in_short(axes, "y")
 
 
+def _lay_out(figure: "Figure") -> None:
+    """Make room for all that is written around the axes; `savefig`, asked for it, would draw everything twice."""
+    from matplotlib.layout_engine import ConstrainedLayoutEngine  # noqa: PLC0415
+
+    ConstrainedLayoutEngine().execute(figure)
+
+
 def _svg(figure: "Figure", text: str) -> str:
     """Inline SVG: scales with the page, takes its colours and its font."""
     from html import escape  # noqa: PLC0415
 
     file = io.StringIO()
+    _lay_out(figure)
     figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = file.getvalue()
     svg = svg[svg.index("<svg") :]
@@ -166,5 +174,6 @@ def _variable(colour: str) -> str:
 def _png(figure: "Figure", title: str) -> bytes:
     file = io.BytesIO()
     figure.suptitle(title, fontsize=_FONT + 1.5, color=INK, x=0.01, ha="left")
-    figure.savefig(file, format="png", dpi=DPI, facecolor="white", metadata={"Software": None})
+    _lay_out(figure)
+    figure.savefig(file, format="png", facecolor="white", metadata={"Software": None})
     return file.getvalue()

@@ -67,9 +67,9 @@ def report(
     }
 
 
-def report_files(run: Run) -> dict[str, bytes]:
-    """The page of a run and its pictures, by name."""
-    pictures = draw_pictures(run)
+def report_files(run: Run, processes: int = 1) -> dict[str, bytes]:
+    """The page of a run and its pictures, by name; drawn by so many processes that are copies of this one."""
+    pictures = draw_pictures(run, processes)
     return {"report.html": render_page(run, pictures), **{f"{shown.name}.png": shown.png for shown in pictures}}
 
 

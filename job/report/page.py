@@ -1,14 +1,16 @@
 """The page of a run: one file, without scripts, that shows everything its event log tells."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from job.infra.progress import duration, short
 from job.report.canvas import COLOURS, TRAIN, Picture
+from job.report.copies import make_all
 from job.report.costs import Costs, ending_of, measure_costs
 from job.report.curves import bits_picture, loss_picture, perplexity_picture, step_picture
 from job.report.published import Published, find_published
@@ -47,20 +49,20 @@ def read_run(content: bytes, uri: str, where: str) -> Run:
     return Run(name, uri, history, measure_costs(history), published)
 
 
-def draw_pictures(run: Run) -> list[Picture]:
-    """Every figure of a run that has something to show."""
+def draw_pictures(run: Run, processes: int = 1) -> list[Picture]:
+    """Every figure of a run that has something to show, drawn by so many processes that are copies of this one."""
     history = run.history
-    pictures = [
-        loss_picture(history, run.published),
-        perplexity_picture(history, run.published),
-        bits_picture(history),
-        step_picture(history, "learning_rate", "Learning rate", "learning rate", TRAIN),
-        step_picture(history, "gradient_norm", "Gradient norm", "norm before clipping", TRAIN),
-        step_picture(history, "tokens_per_second", "Throughput", "tokens per second", COLOURS["green"][0]),
-        checkpoints_picture(history),
-        timeline_picture(history, run.costs),
+    pictures: list[Callable[[], Picture | None]] = [
+        partial(loss_picture, history, run.published),
+        partial(perplexity_picture, history, run.published),
+        partial(bits_picture, history),
+        partial(step_picture, history, "learning_rate", "Learning rate", "learning rate", TRAIN),
+        partial(step_picture, history, "gradient_norm", "Gradient norm", "norm before clipping", TRAIN),
+        partial(step_picture, history, "tokens_per_second", "Throughput", "tokens per second", COLOURS["green"][0]),
+        partial(checkpoints_picture, history),
+        partial(timeline_picture, history, run.costs),
     ]
-    return [picture for picture in pictures if picture]
+    return [picture for picture in make_all(pictures, processes) if picture]
 
 
 def render_page(run: Run, pictures: Sequence[Picture], compared: str = "") -> bytes:

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -78,7 +79,7 @@ class Reporter:
     def close(self) -> None:
         """Leave what is under way."""
         if self._process is not None:
-            self._process.kill()
+            _kill(self._process)
             self._process.communicate()
             self._process, self._waits = None, False
 
@@ -112,7 +113,7 @@ class Reporter:
         if process is None:
             return {}
         if process.poll() is None:
-            process.kill()
+            _kill(process)
         said = process.communicate()[1].decode(errors="replace").strip()
         took = self._clock() - self._began
         self._due = self._clock() + max(FIRST, SHARE * took)
@@ -129,3 +130,9 @@ class Reporter:
         if not self._warned:
             self._warned = True
             log.warning("report not drawn", reason=reason, by_hand=f"gpt-job report --run {self._uri}")
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """With the copies that it may have made of itself: they hold its pipes."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
