@@ -24,8 +24,8 @@ from tests.chaos import evidence
 
 PACE = 0.006  # seconds before a step: saves keep up, as they do where a step is real work
 VERBS = ("put", "create", "get", "digest", "read", "size", "version", "keys", "delete", "unfinished", "abandon")
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["job.pretrain", "torch._dynamo", "tests.chaos.harness"])
+warm_context = multiprocessing.get_context("forkserver")
+warm_context.set_forkserver_preload(["job.pretrain", "torch._dynamo", "tests.chaos.harness"])
 # Who starts a process would ask how all others ended; another thread that asks at that moment is told 255.
 multiprocessing.process._cleanup = lambda: None
 
@@ -134,8 +134,8 @@ def start(resolved: ResolvedConfig, plan: Plan = Plan(), report: Path | None = N
 
 def launch(work, plan: Plan, *arguments):
     """Start `work(points, *arguments)` in a process of its own."""
-    hears, tells = _context.Pipe(duplex=False)
-    process = _context.Process(target=_child, args=(work, plan, tells, dict(os.environ), *arguments))
+    hears, tells = warm_context.Pipe(duplex=False)
+    process = warm_context.Process(target=_child, args=(work, plan, tells, dict(os.environ), *arguments))
     process.asked = hears.poll  # whether it was asked to stop, or has ended
     process.start()
     tells.close()

@@ -16,9 +16,11 @@ from threading import Timer
 from typing import Any, Self, TypeVar
 
 from job.config_file import render_toml
-from tests.chaos.harness import tiny, write_corpus
+from tests.chaos.harness import keep_up, tiny, write_corpus
+from tests.warm import WarmProcess
 
 Case, Result = TypeVar("Case"), TypeVar("Result")
+Launcher = tuple[str, ...] | None
 
 ROOT = Path(__file__).parents[2]
 DEADLINE = 120.0  # seconds, after which a process is killed and whoever waits for it fails
@@ -26,7 +28,7 @@ SLOW = ("training.sample_every=1", "training.sample_tokens=100")  # long enough 
 SUMMARY = {"status", "step", "train_loss", "val_loss", "tokens", "seconds", "run_uri", "checkpoint", "chain"}
 _FOREIGN = ("AWS_", "GPT_JOB_", "KUBERNETES_", "TIKTOKEN_")
 
-PATIENT = ("-m", "job")
+REAL = ("-m", "job")
 # Retries follow each other at once: what is left of an hour's patience is what it ends in.
 IMPATIENT = ("-c", "import time; time.sleep = lambda seconds: None; import job.cli; job.cli.main(prog_name='gpt-job')")
 # Each checkpoint that is due is saved: on a busy machine one that came too soon after another would be skipped.
@@ -89,23 +91,31 @@ class Job:
     """A command under way; leaving the block kills what is left of it.
 
     Args:
-        launcher: What starts Python's part of it.
+        launcher: What a new Python is started with; unset: the command is a copy of a process that has imported torch.
+        before: Called in such a copy before the command.
     """
 
     def __init__(
-        self, folder: Path, arguments: tuple[str, ...], environ: Mapping[str, str], launcher: tuple[str, ...] = PATIENT
+        self,
+        folder: Path,
+        arguments: tuple[str, ...],
+        environ: Mapping[str, str],
+        launcher: Launcher = None,
+        before: Callable[[], None] | None = None,
     ) -> None:
         self._notes = Path(tempfile.mkdtemp(prefix="ended-", dir=folder))
         own = {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}
-        with (self._notes / "stdout").open("wb") as stdout:
-            self.process = subprocess.Popen(
-                [sys.executable, *launcher, *arguments],
-                cwd=folder,
-                env={**own, **self._environ(), **environ},
-                stdout=stdout,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
+        environ = {**own, **self._environ(), **environ}
+        stdout = self._notes / "stdout"
+        self.process: WarmProcess | subprocess.Popen[str]
+        if launcher is None:
+            self.process = WarmProcess(arguments, folder, environ, stdout, before)
+        else:
+            words = [sys.executable, *launcher, *arguments]
+            with stdout.open("wb") as file:
+                self.process = subprocess.Popen(
+                    words, cwd=folder, env=environ, stdout=file, stderr=subprocess.PIPE, text=True
+                )
         assert self.process.stderr
         self._stderr, self._said = self.process.stderr, ""
         self._deadline = Timer(DEADLINE, self.process.kill)
@@ -175,23 +185,25 @@ class World:
         """The run's text."""
         return self.folder / "corpus.txt"
 
-    def job(self, command: str, *arguments: str, launcher: tuple[str, ...] = PATIENT, **environ: str) -> Job:
+    def job(self, command: str, *arguments: str, launcher: Launcher = None, **environ: str) -> Job:
         """Start a command with this world's config."""
         words = (*command.split(), "--config", "run.toml", *arguments)
         return Job(self.folder, words, {**self.environ, **environ}, launcher)
 
-    def gpt_job(self, command: str, *arguments: str, launcher: tuple[str, ...] = PATIENT, **environ: str) -> Ending:
+    def gpt_job(self, command: str, *arguments: str, launcher: Launcher = None, **environ: str) -> Ending:
         """Run a command with this world's config to its end."""
         with self.job(command, *arguments, launcher=launcher, **environ) as job:
             return job.ending()
 
-    def training(self, *settings: str, launcher: tuple[str, ...] = PATIENT, **environ: str) -> Job:
+    def training(self, *settings: str, launcher: Launcher = None, **environ: str) -> Job:
         """Start `train` with more settings."""
         return self.job("train", *assignments(*settings), launcher=launcher, **environ)
 
     def train(self, *settings: str, **environ: str) -> Ending:
         """Run `train` with more settings to its end, every checkpoint that is due saved."""
-        return self.gpt_job("train", *assignments(*settings), launcher=UNHURRIED, **environ)
+        words = ("train", "--config", "run.toml", *assignments(*settings))
+        with Job(self.folder, words, {**self.environ, **environ}, before=keep_up) as job:
+            return job.ending()
 
     def records(self) -> list[dict[str, Any]]:
         """The commit log."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from tests.integration.command import IMPATIENT, PATIENT, SUMMARY, Ending, World, assignments, files, two_at_a_time
+from tests.integration.command import IMPATIENT, SUMMARY, Ending, World, assignments, files, two_at_a_time
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Refusal:
     more: tuple[str, ...] = ()
     environ: Mapping[str, str] = field(default_factory=dict)
     spoil: Callable[[World], object] = lambda world: None
-    launcher: tuple[str, ...] = PATIENT
+    launcher: tuple[str, ...] | None = None
 
 
 def corpus(content: bytes) -> Callable[[World], object]:

@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from job.infra.signals import ECHO_SECONDS
-from tests.integration.command import SLOW, SUMMARY, Ending, World, files, get
+from tests.integration.command import REAL, SLOW, SUMMARY, Ending, World, files, get
 
 
 def test_a_complete_run_ends_with_0(finished):
@@ -68,7 +68,7 @@ def stopped(tmp_path_factory) -> Stopped:
     """One run in three attempts."""
     world, endings = World.create(tmp_path_factory.mktemp("stopped")), []
     for number, step in ((signal.SIGTERM, 7), (signal.SIGINT, 17)):
-        with world.training(*SLOW) as job:
+        with world.training(*SLOW, launcher=REAL) as job:
             job.until("sampled", step=step)
             job.process.send_signal(number)
             endings.append(job.ending())
@@ -131,7 +131,7 @@ def slow_corpus(pause: float) -> Iterator[tuple[str, threading.Event]]:
 
 def test_a_signal_stops_a_download(world):
     """While the corpus is pulled the endpoint says so, and SIGTERM ends the process with 75."""
-    with slow_corpus(0.05) as (corpus, asked), world.training(corpus, "observe.metrics_port=0") as job:
+    with slow_corpus(0.05) as (corpus, asked), world.training(corpus, "observe.metrics_port=0", launcher=REAL) as job:
         url = job.until("metrics endpoint")["url"]
         assert asked.wait(timeout=60)
         phase, ready = get(url), get(url.replace("/metrics", "/readyz"))
@@ -146,7 +146,7 @@ def test_a_signal_stops_a_download(world):
 
 def test_a_second_signal_leaves_at_once(world):
     """The second SIGTERM ends a process that cannot get to the first one: it waits for a silent host."""
-    with slow_corpus(3600.0) as (corpus, asked), world.training(corpus) as job:
+    with slow_corpus(3600.0) as (corpus, asked), world.training(corpus, launcher=REAL) as job:
         assert asked.wait(timeout=60)
         job.process.terminate()
         job.until("stopping at the next step boundary and saving; once more leaves at once")

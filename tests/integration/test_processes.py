@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.command import World
+from tests.integration.command import REAL, World
 from tests.ports import free_ports
 
 LONG = ("training.max_steps=100000", "checkpoint.every=1000", "training.eval_every=50000")
@@ -25,7 +25,7 @@ CODES = {
 def start(world, *settings, **environ):
     """A launcher with two workers."""
     words = [word for setting in settings for word in ("--set", setting)]
-    return world.job("train", "--processes", "2", *words, OMP_NUM_THREADS="1", **environ)
+    return world.job("train", "--processes", "2", *words, launcher=REAL, OMP_NUM_THREADS="1", **environ)
 
 
 def workers(process):
@@ -170,7 +170,7 @@ def pet():
 @pytest.mark.parametrize("machine", ["0", "1"])
 def test_a_signal_while_the_other_machine_is_waited_for(tmp_path, pet, machine):
     """SIGTERM to a launcher that is alone yet, whichever of the two: it ends with 75, and nobody was started."""
-    with World.create(tmp_path).job("train", **pet, PET_NODE_RANK=machine) as job:
+    with World.create(tmp_path).job("train", launcher=REAL, **pet, PET_NODE_RANK=machine) as job:
         job.until("processes start")
         if machine == "0":
             wait_until(lambda: answers(int(pet["PET_MASTER_PORT"])))
@@ -191,7 +191,7 @@ def test_a_signal_while_the_other_machine_is_waited_for(tmp_path, pet, machine):
 def test_a_machine_that_does_not_come(tmp_path, pet, machine, reason):
     """The launcher that is alone ends with 69 and says which machine it waited for."""
     settings = ("--set", "runtime.join_seconds=2")
-    with World.create(tmp_path).job("train", *settings, **pet, PET_NODE_RANK=machine) as job:
+    with World.create(tmp_path).job("train", *settings, launcher=REAL, **pet, PET_NODE_RANK=machine) as job:
         ending = job.ending()
 
     assert ending.codes == {69}
@@ -202,8 +202,8 @@ def test_a_machine_that_does_not_come(tmp_path, pet, machine, reason):
 def test_two_machines(tmp_path, pet):
     """PET_* make two launchers of one worker each one run, as Kubeflow Trainer starts it."""
     world = World.create(tmp_path)
-    first = world.job("train", **pet, PET_NODE_RANK="0")
-    second = world.job("train", **pet, PET_NODE_RANK="1")
+    first = world.job("train", launcher=REAL, **pet, PET_NODE_RANK="0")
+    second = world.job("train", launcher=REAL, **pet, PET_NODE_RANK="1")
     with first, second:
         ends = [first.ending(), second.ending()]
 
