@@ -6,13 +6,12 @@ A section checks itself when it is built and reports all its problems at once. S
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import PurePath
 from typing import Any, Literal
 
+from job.addresses import lies_in
 from job.errors import ConfigError
 
 Period = int | Literal["epoch"]
@@ -394,7 +393,7 @@ class Config:
         if (code := self.runtime.compile_cache_uri) is None:
             return
         for name, other in (("run_uri", self.run_uri), ("data.cache_uri", self.data.cache_uri)):
-            apart = other is None or not (_lies_in(code, other) or _lies_in(other, code))
+            apart = other is None or not (lies_in(code, other) or lies_in(other, code))
             yield apart, f"runtime.compile_cache_uri={code} shares its place with {name}={other}: name one of its own"
 
     @property
@@ -406,15 +405,6 @@ class Config:
     def tokens_per_step(self) -> int:
         """Training tokens of one step over all ranks."""
         return self.training.batch_size * self.model.context_length
-
-
-def _lies_in(uri: str, other: str) -> bool:
-    """Whether what `uri` names is, or is inside, what `other` names."""
-    one, its = (
-        PurePath(named if "://" in named else os.path.abspath(os.path.expanduser(named)))  # noqa: PTH100, PTH111 - no ..
-        for named in (uri.removeprefix("file://"), other.removeprefix("file://"))
-    )
-    return one.is_relative_to(its)
 
 
 SECTIONS: Mapping[str, type[Any]] = {

@@ -10,6 +10,7 @@ from typing import Any
 import structlog
 from prometheus_client import CollectorRegistry
 
+from job.addresses import local_folder
 from job.checkpoint import history
 from job.checkpoint.events import VIEW, EventLog, past_events
 from job.checkpoint.identity import changed_settings, ends_equality, require_same, run_identity
@@ -30,7 +31,7 @@ from job.infra.ranks import ALONE, Ranks
 from job.infra.shared_stop import SharedStop
 from job.infra.signals import StopSignal
 from job.infra.status import RunStatus
-from job.infra.storage import local_folder, open_compile_cache, open_store
+from job.infra.storage import open_compile_cache, open_store
 from job.infra.summary import longer
 from job.report.tensorboard import FOLDER as TENSORBOARD
 from job.report.tensorboard import TensorBoard, require_tensorboard

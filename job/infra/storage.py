@@ -1,9 +1,8 @@
 """From a URI to the object store it names."""
 
 from collections.abc import Callable
-from pathlib import Path
-from urllib.parse import unquote
 
+from job.addresses import local_folder
 from job.config import Config, StorageConfig
 from job.errors import ConfigError
 from job.infra.directory_store import DirectoryObjectStore
@@ -55,11 +54,3 @@ def open_compile_cache(config: Config, moved: Callable[[], None] = lambda: None)
 
 def _open_cache(uri: str | None, config: StorageConfig, moved: Callable[[], None] = lambda: None) -> ObjectStore | None:
     return None if uri is None else open_store(uri, config, moved, single_writer_unsafe=True)
-
-
-def local_folder(uri: str) -> Path | None:
-    """The folder that `uri` names; None when it names something else."""
-    scheme, slash, rest = uri.partition(":/")  # not "://": s3:/bucket is a slip, not a folder
-    if not slash or "/" in scheme:
-        return Path(uri).expanduser()
-    return Path(unquote(rest[1:])) if scheme == "file" and rest.startswith("//") else None

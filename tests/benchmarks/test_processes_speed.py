@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.integration.command import World, assignments
+from tests.integration.command import REAL, World, assignments
 
 ROUNDS = 2
 TARGET = 1.7
@@ -41,7 +41,7 @@ class Step(NamedTuple):
 def start(world, processes, *settings):
     """A launcher of so many processes."""
     words = assignments(*WORK, *settings)
-    return world.job("train", "--processes", str(processes), *words, OMP_NUM_THREADS="1")
+    return world.job("train", "--processes", str(processes), *words, launcher=REAL, OMP_NUM_THREADS="1")
 
 
 def steps(world, job):

@@ -19,7 +19,7 @@ import pytest
 from tests.chaos.commands import train
 from tests.chaos.harness import Plan, keep_up
 from tests.chaos.outcome import outcome
-from tests.integration.command import World
+from tests.integration.command import REAL, World
 
 SEED = int(os.environ.get("CHAOS_SEED", "1"))
 SCALE = int(os.environ.get("CHAOS_SCALE", "1"))
@@ -176,7 +176,7 @@ def test_stopped_before_the_first_step_of_a_resume(unbroken, tmp_path, place):
 def test_stopped_during_import(tmp_path):
     """SIGTERM while torch is imported: 75 with nothing written."""
     world = World.create(tmp_path)
-    with world.training() as job:
+    with world.training(launcher=REAL) as job:
         maps = Path(f"/proc/{job.process.pid}/maps")
         while job.process.poll() is None and "libtorch" not in maps.read_text():
             time.sleep(0.005)

@@ -11,7 +11,7 @@ from job.training.learner import build_learner
 from job.training.memory import estimate
 from job.training.numerics import settle_numerics
 from tests.chaos.several import losses
-from tests.integration.command import UNHURRIED, World
+from tests.integration.command import REAL, UNHURRIED, World, assignments
 
 DEVICE = os.environ.get("GPU_TEST_DEVICE", "cuda")  # cpu, to see that the tests themselves are right
 
@@ -25,19 +25,24 @@ pytestmark = [
 SHORT = ("training.max_steps=30", "checkpoint.every=10", "observe.log_every=1", f"runtime.device={DEVICE}")
 
 
+def train(world, *settings):
+    """Run `train` to its end in a process of its own: no copy of another could use a GPU."""
+    return world.gpt_job("train", *assignments(*settings), launcher=UNHURRIED)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("compiled", ["off", "on"])
 def test_killed_and_continued_is_never_stopped(tmp_path, precision, compiled):
     """With `deterministic`, dropout and accumulation: SIGKILL after a checkpoint, and the chain is the unbroken one."""
     settings = (*SHORT, "runtime.deterministic=true", f"runtime.precision={precision}", f"runtime.compile={compiled}")
-    whole = World.create(tmp_path / "whole").train(*settings)
+    whole = train(World.create(tmp_path / "whole"), *settings)
     assert whole.code == 0, whole.stderr
     cut = World.create(tmp_path / "cut")
     with cut.training(*settings, launcher=UNHURRIED) as job:
         job.until("checkpoint saved", step=10)
         job.process.kill()
         assert job.ending().code == -9
-    continued = cut.train(*settings)
+    continued = train(cut, *settings)
 
     assert continued.code == 0, continued.stderr
     assert cut.saved()[0] == 10
@@ -50,9 +55,9 @@ def test_two_gpus_learn_as_one_does(tmp_path, spread):
     """Over NCCL: each loss within 1e-4 of one GPU's."""
     one, two = World.create(tmp_path / "one"), World.create(tmp_path / "two")
     settings = (*SHORT, "runtime.precision=fp32", "runtime.compile=off", "model.dropout=0")
-    assert one.train(*settings).code == 0
-    words = [word for setting in (*settings, f"runtime.parallel={spread}") for word in ("--set", setting)]
-    ending = two.gpt_job("train", "--processes", "2", *words)
+    assert train(one, *settings).code == 0
+    words = assignments(*settings, f"runtime.parallel={spread}")
+    ending = two.gpt_job("train", "--processes", "2", *words, launcher=REAL)
 
     assert ending.code == 0, ending.stderr
     assert losses(two) == pytest.approx(losses(one), rel=1e-4)

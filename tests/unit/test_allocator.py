@@ -19,7 +19,7 @@ def faults(keep):
     if keep:
         keep_freed_memory()
     for _ in range(8):  # until the heap has found its size
-        torch.zeros(BYTES, dtype=torch.uint8)
+        torch.zeros(BYTES, dtype=torch.uint8).add_(1)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(ROUNDS):
         torch.zeros(BYTES, dtype=torch.uint8).add_(1)

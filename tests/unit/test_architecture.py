@@ -12,18 +12,19 @@ import job
 from job import errors
 
 ROOT = Path(job.__file__).parent
-GROUND = {"errors", "config", "config_file"}
+GROUND = {"errors", "addresses", "config", "config_file"}
 MAY_IMPORT = {
     "errors": set(),
-    "config": {"errors"},
+    "addresses": set(),
+    "config": {"errors", "addresses"},
     "config_file": {"errors", "config"},
     "config_table": {"config", "config_file"},
     "tensor_file": set(),
-    "infra": {"errors", "config"},
+    "infra": {"errors", "addresses", "config"},
     "model": {"errors", "config", "tensor_file"},
-    "data": {"errors", "config", "infra"},
+    "data": {"errors", "addresses", "config", "infra"},
     "checkpoint": {"errors", "config", "infra", "tensor_file"},
-    "report": {"errors", "config", "infra"},
+    "report": {"errors", "addresses", "config", "infra"},
     "training": GROUND | {"infra", "model", "data", "checkpoint", "report"},
 }
 MAY_IMPORT["serving"] = set(MAY_IMPORT)

@@ -227,6 +227,7 @@ def test_the_password_of_a_gateway_is_not_stored():
         ("runs/one", "./runs/one/code"),
         ("runs/one", "runs/../runs/one"),
         ("/runs/one", "file:///runs/one/code"),
+        ("file:///runs%20of%20mine/one", "/runs of mine/one/code"),
     ],
 )
 def test_no_code_comes_from_where_a_run_lies(run, code):
