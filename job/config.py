@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
-from job.addresses import lies_in
 from job.errors import ConfigError
+from job.uris import lies_in
 
 Period = int | Literal["epoch"]
 DEFAULT_CORPUS = "builtin:python-docs"

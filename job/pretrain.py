@@ -10,7 +10,6 @@ from typing import Any
 import structlog
 from prometheus_client import CollectorRegistry
 
-from job.addresses import local_folder
 from job.checkpoint import history
 from job.checkpoint.events import VIEW, EventLog, past_events
 from job.checkpoint.identity import changed_settings, ends_equality, require_same, run_identity
@@ -49,6 +48,7 @@ from job.training.state import TrainingState
 from job.training.text import Text, read_text
 from job.training.timetable import Timetable, total_steps
 from job.training.trainer import Trainer
+from job.uris import local_folder
 
 log = structlog.get_logger(__name__)
 _SOURCES = 50  # files of a corpus that the event log names

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from job.addresses import local_folder
 from job.checks.finding import Finding, size
 from job.config import Config
 from job.data.cache import cache_folder
 from job.errors import AccessError, ConfigError, StorageError
+from job.uris import local_folder
 
 # The oldest Linux driver for each major version of CUDA (NVIDIA, CUDA Compatibility: minor version compatibility).
 OLDEST_DRIVER = {11: (450, 80, 2), 12: (525, 60, 13), 13: (580, 65, 6)}

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 
-from job.addresses import local_folder
 from job.checks.finding import Finding, problem, size
 from job.config import StorageConfig
 from job.errors import AccessError, ConfigError, JobError, StorageError
 from job.infra.object_store import ObjectStore
 from job.infra.storage import open_store
+from job.uris import local_folder
 
 LEAST_PART = 5 << 20  # bytes; S3's least
 _TRIES = 2  # of a request: a preflight has seconds

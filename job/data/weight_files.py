@@ -9,13 +9,13 @@ from typing import Any
 
 import structlog
 
-from job.addresses import local_folder
 from job.config import DataConfig
 from job.data.addresses import public
 from job.data.cache import Advance, cache_folder
 from job.data.fetch import ContentCache
 from job.errors import AccessError, ConfigError, DataError, JobError, NotFoundError, StorageError
 from job.infra.object_store import ObjectStore, folder_errors
+from job.uris import local_folder
 
 SIZES = {"124M": "gpt2", "355M": "gpt2-medium", "774M": "gpt2-large", "1558M": "gpt2-xl"}  # and Hugging Face's names
 _ALSO = {"": "124M", "small": "124M", "medium": "355M", "large": "774M", "xl": "1558M"}

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 
-from job.addresses import local_folder
 from job.config import Config, StorageConfig
 from job.errors import ConfigError
 from job.infra.directory_store import DirectoryObjectStore
 from job.infra.object_store import ObjectStore
+from job.uris import local_folder
 
 TRIES = 8  # of a request that gets no answer, with growing pauses
 

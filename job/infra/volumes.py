@@ -4,8 +4,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from job.addresses import local_folder
 from job.errors import ConfigError
+from job.uris import local_folder
 
 IMAGE_MARK = "GPT_JOB_IMAGE"  # set in the image, and nowhere else
 MOUNTS = Path("/proc/self/mountinfo")

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from job.addresses import local_folder
 from job.config import StorageConfig
 from job.errors import NotFoundError
 from job.infra.object_store import ObjectStore
 from job.infra.storage import open_store
 from job.report.compare import render_comparison
 from job.report.page import Run, draw_pictures, read_run, render_page
+from job.uris import local_folder
 
 EVENTS = "events.jsonl"
 FOLDER = "report"

@@ -18,9 +18,9 @@ def make_all(tasks: Sequence[Callable[[], T]], processes: int) -> list[T]:
         Exception: What a task raised.
         ChildProcessError: A copy was killed.
     """
-    context = get_context("fork")
     copies = []
     for first in range(1, min(processes, len(tasks))):
+        context = get_context("fork")
         reader, writer = context.Pipe(duplex=False)
         context.Process(target=_make, args=(tasks[first::processes], writer), daemon=True).start()
         writer.close()

@@ -12,19 +12,19 @@ import job
 from job import errors
 
 ROOT = Path(job.__file__).parent
-GROUND = {"errors", "addresses", "config", "config_file"}
+GROUND = {"errors", "uris", "config", "config_file"}
 MAY_IMPORT = {
     "errors": set(),
-    "addresses": set(),
-    "config": {"errors", "addresses"},
+    "uris": set(),
+    "config": {"errors", "uris"},
     "config_file": {"errors", "config"},
     "config_table": {"config", "config_file"},
     "tensor_file": set(),
-    "infra": {"errors", "addresses", "config"},
+    "infra": {"errors", "uris", "config"},
     "model": {"errors", "config", "tensor_file"},
-    "data": {"errors", "addresses", "config", "infra"},
+    "data": {"errors", "uris", "config", "infra"},
     "checkpoint": {"errors", "config", "infra", "tensor_file"},
-    "report": {"errors", "addresses", "config", "infra"},
+    "report": {"errors", "uris", "config", "infra"},
     "training": GROUND | {"infra", "model", "data", "checkpoint", "report"},
 }
 MAY_IMPORT["serving"] = set(MAY_IMPORT)

@@ -1,4 +1,4 @@
-"""What an address names: a folder of this machine, by its path or as file:///FOLDER, or a place elsewhere."""
+"""What a URI names: a folder of this machine, by its path or as file:///FOLDER, or a place elsewhere."""
 
 import os
 from pathlib import Path, PurePath
