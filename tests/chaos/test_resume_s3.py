@@ -27,7 +27,7 @@ def expected(corpus, tmp_path):
     return outcome(f"{tmp_path}/run", tmp_path / "expected")
 
 
-@pytest.mark.parametrize("most", [8, pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("most", [5, pytest.param(30, marks=pytest.mark.slow)])
 def test_kills_on_s3(on_s3, expected, tmp_path, most):
     """So many SIGKILLs at numbered points, several in a run: every run ends equal to the unbroken one."""
     first = on_s3()

@@ -31,7 +31,7 @@ EVERYTHING = asks("LIST", "GET", "HEAD", "PUT", "POST", "DELETE")
 FACTS = {"chain": "0" * 64, "eval": {"val_loss": None}}
 
 
-@pytest.mark.parametrize("commits_made", [100, pytest.param(round(1000 * SCALE), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("commits_made", [60, pytest.param(round(1000 * SCALE), marks=pytest.mark.slow)])
 def test_own_records_are_recognised(s3_server, s3_environment, through, site, monkeypatch, commits_made):
     """The answer to every commit is lost: its repetition, or a look, finds it done; each record is there once."""
     place, proxy, started = site(), through(First(RESET_AFTER, commits)), time.monotonic()

@@ -12,7 +12,7 @@ from job.model.ladder import NAMES
 from tests.integration.command import Job
 from tests.unit.data_support import published
 
-SHORT = ("training.max_steps=20", "training.sample_tokens=20")
+SHORT = ("training.max_steps=20", "training.eval_batches=10", "training.sample_tokens=20")
 
 
 def config_for(folder, *settings):

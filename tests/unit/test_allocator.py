@@ -11,7 +11,7 @@ import torch
 from job.infra.allocator import keep_freed_memory
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="mallopt is glibc's")
-ROUNDS, BYTES = 20, 64 << 20
+ROUNDS, BYTES = 6, 64 << 20
 
 
 def faults(keep):
