@@ -29,8 +29,8 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def gateway(folder):
-    """A Pushgateway."""
-    with running("prometheus-pushgateway", folder) as address:
+    """A Pushgateway that knows nothing yet: Debian's keeps what it knew in a place of its own."""
+    with running("prometheus-pushgateway", folder, f"--persistence.file={folder / 'groups'}") as address:
         yield address
 
 
