@@ -15,7 +15,8 @@ from job.data.cache import digest, read_json, write_json
 from job.data.order import Order
 from job.data.token_files import require_windows
 from job.errors import DataError
-from job.infra.device import choose_numerics, cores
+from job.infra.cores import cores
+from job.infra.device import choose_numerics
 from job.infra.environment import code_facts
 from job.infra.object_store import folder_errors
 from job.infra.progress import Progress

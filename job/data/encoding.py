@@ -4,7 +4,6 @@ A worker process is given text and gives back the bytes of tokens as they will l
 a list of Python numbers. Which worker has done a batch, and how many there are, cannot be seen in what comes out.
 """
 
-import os
 import signal
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -22,6 +21,7 @@ from job.data.shards import AnyTokens, token_type
 from job.data.splits import SPLITS, Segment
 from job.data.tokenizer import NEWLINE, Tokenizer
 from job.errors import DataError, JobError
+from job.infra.cores import scheduled_cores
 from job.infra.spawning import no_main_module
 
 MAX_THREADS = 16
@@ -73,7 +73,7 @@ def encoders(
     Args:
         workers: Processes; 0: none, threads of this one. Unset: one for each core where the work is worth it.
     """
-    threads = min(MAX_THREADS, _cores())
+    threads = min(MAX_THREADS, scheduled_cores())
     if workers is None:
         worth = isinstance(tokenizer, BpeTokenizer) and threads > 1 and corpus_bytes >= WORTH_PROCESSES
         workers = threads if worth else 0
@@ -93,10 +93,6 @@ def encoders(
                 idle.put(worker)
 
         yield encode, workers
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _Worker:

@@ -16,6 +16,7 @@ import torch
 
 from job.config import RuntimeConfig
 from job.errors import ConfigError
+from job.infra.cores import cores_of_quota
 from job.infra.place import ALONE, Crew, Place
 from job.infra.volumes import IMAGE_MARK
 
@@ -167,26 +168,7 @@ def gpu_name() -> str:
 
 def usable_cores() -> int:
     """Threads this process should use: torch's own choice, bounded by the container's CPU quota."""
-    return max(1, min(torch.get_num_threads(), _quota()))
-
-
-def cores() -> int:
-    """Cores that this process and those it starts may keep busy together, whatever torch uses of them."""
-    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(own, _quota()))
-
-
-def _quota() -> int:
-    """Whole cores that a control group (version 2 or 1) allows; many when it does not say."""
-    with contextlib.suppress(OSError, ValueError):
-        limit, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return int(limit) // int(period)
-    with contextlib.suppress(OSError, ValueError):
-        limit = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us").read_text()
-        period = Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us").read_text()
-        if int(limit) > 0:
-            return int(limit) // int(period)
-    return 1 << 16
+    return max(1, min(torch.get_num_threads(), cores_of_quota()))
 
 
 def _asked(setting: str) -> str | None:

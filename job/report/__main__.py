@@ -8,6 +8,8 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+from job.infra.cores import cores
+
 _NICE = 19  # training goes first
 _MOST = 4  # processes, of which each draws two pictures
 
@@ -26,13 +28,9 @@ def main(events: str, uri: str, folder: str) -> None:
     if not sys.stdin.readline():
         return  # whoever was to say when has ended
     run = read_run(Path(events).read_bytes(), uri, events)
-    for name, content in report_files(run, _processes()).items():
+    processes = min(_MOST, cores()) if sys.platform == "linux" else 1  # elsewhere a copy of a process is no safe thing
+    for name, content in report_files(run, processes).items():
         (Path(folder) / name).write_bytes(content)
-
-
-def _processes() -> int:
-    """As many as there are cores; where a copy of a process is no safe thing, none but this one."""
-    return min(_MOST, len(os.sched_getaffinity(0))) if sys.platform == "linux" else 1
 
 
 if __name__ == "__main__":
