@@ -4,15 +4,13 @@ What a test says of imports, of `--processes`, or of the interpreter's own flags
 started as a user starts it.
 """
 
-import multiprocessing
 import os
-import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Self, TextIO
 
-from tests.chaos.harness import warm_context
+from tests.chaos.harness import be_its_own, warm_context
 
 
 class WarmProcess:
@@ -47,29 +45,15 @@ class WarmProcess:
         self.stderr.close()
         self.wait()
 
-    @property
-    def returncode(self) -> int | None:
-        """Exit code, or minus the signal that ended it."""
-        return self._process.exitcode
-
-    def poll(self) -> int | None:
-        """The same."""
-        return self._process.exitcode
-
-    def wait(self, timeout: float | None = None) -> int:
-        """The same, once it has ended."""
-        self._process.join(timeout)
-        if self._process.exitcode is None:
-            raise TimeoutError(f"process {self.pid} did not end within {timeout} s")
+    def wait(self) -> int:
+        """Exit code, or minus the signal that ended it, once it has ended."""
+        self._process.join()
+        assert self._process.exitcode is not None
         return self._process.exitcode
 
     def kill(self) -> None:
         """End it, if it has not ended."""
         self._process.kill()
-
-    def terminate(self) -> None:
-        """Ask it to stop."""
-        self.send_signal(signal.SIGTERM)
 
     def send_signal(self, number: int) -> None:
         """Send it a signal, if it has not ended."""
@@ -81,12 +65,10 @@ def _be(words, cwd, environ, stdout, tells, before):
     from job import cli
 
     os.chdir(cwd)
-    os.environ.clear()
-    os.environ.update(environ)
     os.dup2(os.open(stdout, os.O_CREAT | os.O_WRONLY | os.O_APPEND), 1)
     os.dup2(tells.fileno(), 2)
     tells.close()
-    multiprocessing.set_start_method("fork", force=True)  # as in a process of its own, not this one's
+    be_its_own(environ)
     sys.argv = ["gpt-job", *words]
     if before:
         before()

@@ -161,13 +161,18 @@ def ended(process, plan: Plan = Plan()) -> int:
 
 
 def _child(work, plan, tells, environ, *arguments):
-    """In the child: as the parent's environment is now, which is not the fork server's."""
-    os.environ.clear()
-    os.environ.update(environ)
-    multiprocessing.set_start_method("fork", force=True)  # a fork server's children would each start one for workers
+    """In the child: as the parent's environment is now."""
+    be_its_own(environ)
     if plan.kill_at:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # loader workers complain about the death of their parent
     work(Points(plan, lambda: tells.send(True)), *arguments)
+
+
+def be_its_own(environ) -> None:
+    """Let a fork server's child have this environment, and start processes as one does that was started itself."""
+    os.environ.clear()
+    os.environ.update(environ)
+    multiprocessing.set_start_method("fork", force=True)  # else each would start a fork server for its workers
 
 
 def _work(points, resolved, report, gate, prepare):
